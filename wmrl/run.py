@@ -1,0 +1,47 @@
+"""How a stage is run, as opposed to what it computes: device, threads, time. Nothing here is part of a pipeline."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one call of one stage.
+
+    Args:
+        device: A torch device: "cpu", "cuda", "cuda:1".
+        precision: Arithmetic of training and of frame encoding: "auto" measures which is faster.
+        threads: Environment threads or processes.
+        minutes: A training stage ends after so many minutes; None for no limit.
+        max_workers: At most so many environments are alive at once.
+        noreload: Begin anew; the old artifact is replaced on completion only.
+        untrained: `train-dynamics` saves a randomly initialised model.
+        append: `generate` adds so many episodes with fresh seeds.
+        display: Show the progress bar even where stderr is no terminal.
+        json: Print one JSON object as the result.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "auto"
+    threads: int = field(default_factory=cores)
+    minutes: float | None = None
+    max_workers: int = 256
+    noreload: bool = False
+    untrained: bool = False
+    append: int = 0
+    display: bool = False
+    json: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def over(self) -> bool:
+        """Whether the minutes of this run are spent."""
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
