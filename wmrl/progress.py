@@ -1,0 +1,117 @@
+"""How far a stage is: a rich bar on a terminal, else a plain line now and then."""
+
+import os
+import time
+from typing import Any, TextIO
+
+EVERY = 30.0  # seconds between plain lines
+BRISK = 0.1  # seconds between redraws of a bar
+
+
+def wants_bar(stream: TextIO, asked: bool | None, verbosity: int) -> bool:
+    """Whether a bar can and should be drawn: on a terminal that moves its cursor, not in CI unless asked for."""
+    if asked is False or verbosity < 0 or os.environ.get("TERM") == "dumb":
+        return False
+    terminal = bool(getattr(stream, "isatty", lambda: False)())
+    return terminal and (asked is True or not os.environ.get("CI"))
+
+
+class Meter:
+    """Counts units against the clock: rate since the bar began, time left, and when the next plain line is due."""
+
+    def __init__(self) -> None:
+        self._began = self._told = -1e9
+        self._first = self._last = self.left = 0.0
+        self.rate = 0.0
+        self._key: tuple[float, str] | None = None
+
+    def line(self, done: float, total: float, unit: str, note: str) -> str | None:
+        """The plain line if one is due: at the start, every 30 s, and at the end; else None."""
+        now = time.monotonic()
+        if self._key != (total, unit) or done < self._last:
+            self._key, self._began, self._first, self._told, self.rate = (total, unit), now, done, now - EVERY, 0.0
+        passed = now - self._began
+        if passed > 0 and done > self._first:
+            self.rate = (done - self._first) / passed
+        self.left = (total - done) / self.rate if self.rate > 0 else 0.0
+        fresh, self._last = done != self._last or self.rate == 0, done
+        if now - self._told < EVERY and not (done >= total and fresh):
+            return None
+        self._told = now
+        share = f"{100 * done / total:.0f} %" if total else ""
+        return ", ".join(part for part in [f"{done:g}/{total:g} {unit} ({share})", self.speed(unit), note] if part)
+
+    def speed(self, unit: str) -> str:
+        """Rate and time left in words, empty before both are known."""
+        if self.rate <= 0:
+            return ""
+        rate = f"{self.rate:,.0f} {unit}/s" if self.rate >= 10 else f"{self.rate:.2g} {unit}/s"
+        return rate if self.left <= 0 else f"{rate}, {span(self.left)} left"
+
+
+def span(seconds: float) -> str:
+    """A duration for people: 45 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Plain:
+    """No bar: lines are printed as they are."""
+
+    def update(self, done: float, total: float, unit: str, note: str, speed: str) -> bool:
+        """Nothing is drawn, so the caller prints its line."""
+        return False
+
+    def print(self, text: str, stream: TextIO) -> None:
+        """Print a line."""
+        print(text, file=stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Bar:
+    """A rich progress bar; lines are printed above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream)
+        self._live: Any = None
+        self._task: Any = None
+        self._drawn = 0.0
+
+    def _open(self) -> Any:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = [BarColumn(), TextColumn("{task.completed:g}/{task.total:g} {task.fields[unit]}")]
+        words = [TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[note]}", markup=False)]
+        live = Progress(*columns, *words, console=self._console, auto_refresh=False)
+        live.start()
+        return live
+
+    def update(self, done: float, total: float, unit: str, note: str, speed: str) -> bool:
+        """Draw the bar, at most ten times a second."""
+        now = time.monotonic()
+        if self._live is not None and now - self._drawn < BRISK and done < total:
+            return True
+        self._drawn = now
+        if self._live is None:
+            self._live = self._open()
+            self._task = self._live.add_task("", total=total, unit=unit, note=note, speed=speed)
+        self._live.update(self._task, completed=done, total=total, unit=unit, note=note, speed=speed, refresh=True)
+        return True
+
+    def print(self, text: str, stream: TextIO) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and go on below."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
