@@ -1,0 +1,294 @@
+"""A pipeline file: one experiment, one TOML file, one frozen dataclass.
+
+`load("carracing-mdnrnn", ["dynamics.hidden=512"])` reads `pipelines/carracing-mdnrnn.toml`, applies the overrides and
+checks every key; the tables of components (`representation`, `dynamics`, ...) are checked against the signature of the
+callable that their `kind` names.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wmrl import config
+from wmrl.errors import ArtifactError, ConfigError
+
+DEFAULT = "carracing-mdnrnn"
+STORED = "pipeline.json"
+"""The name under which a logdir keeps the pipeline that it was made with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """The environment, and what of it is seen.
+
+    Args:
+        id: A gymnasium id, or `module:Id`.
+        size: Side of the square frames, pixels. Source: Ha & Schmidhuber 2018, 64.
+        crop: Cut CarRacing's status bar (the lowest 12 of 96 rows) off. Source: Ha & Schmidhuber 2018 did, ctallec did not.
+        backend: What steps the environments: "envpool" (C++ threads), "gymnasium" (processes), "auto" the fastest that has the id.
+        max_steps: Steps after which an episode is truncated; the environment's own limit if left out.
+    """
+
+    id: str = "CarRacing-v3"
+    size: int = 64
+    crop: bool = False
+    backend: Literal["auto", "envpool", "gymnasium"] = "auto"
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """How rollouts are collected.
+
+    Args:
+        policy: "brown" (a clipped random walk), "white" (independent uniform actions), "held" (a uniform action held for
+            some steps), "controller" (a trained one). Source: ctallec for brown and white, Ha & Schmidhuber 2018 for held.
+        rollouts: Number of episodes.
+        hold: Longest time that "held" keeps an action, steps. Source: Ha & Schmidhuber 2018 (Doom), 10.
+        controller: The logdir whose controller acts, for policy "controller".
+        noise: Standard deviation of Gaussian noise added to the controller's actions, in units of [-1, 1].
+    """
+
+    policy: Literal["brown", "white", "held", "controller"] = "brown"
+    rollouts: int = 1000
+    hold: int = 10
+    controller: str | None = None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a model is trained on rollouts.
+
+    Args:
+        steps: Gradient steps at most.
+        batch: Windows in a batch.
+        length: Steps in a window; for the representation, frames.
+        learning_rate: Step size of the optimiser.
+        optimizer: "adam" or "rmsprop" (alpha 0.9). Source: ctallec, adam for V and rmsprop for M.
+        warmup: Steps over which the learning rate rises linearly from zero.
+        clip: Largest norm of the gradient; 0 leaves it alone.
+        validate_every: Steps between two looks at the fixed validation set.
+        validation_batches: Size of the validation set, batches.
+        plateau: Steps without improvement of the validation loss after which the learning rate is halved; 0 never. Source: ctallec.
+        patience: Steps without improvement after which training ends; 0 never. Source: ctallec.
+        log_every: Steps between two rows of metrics.
+    """
+
+    steps: int = 10_000
+    batch: int = 64
+    length: int = 32
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    warmup: int = 0
+    clip: float = 0.0
+    validate_every: int = 250
+    validation_batches: int = 8
+    plateau: int = 0
+    patience: int = 0
+    log_every: int = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fits:
+    """The training of each model.
+
+    Args:
+        vae: Training of the representation.
+        dynamics: Training of the dynamics.
+    """
+
+    vae: Fit = field(default_factory=lambda: Fit(steps=4_000, batch=32, length=8))
+    dynamics: Fit = field(default_factory=lambda: Fit(steps=6_000, batch=64, length=32, clip=1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """How the finished controller is scored.
+
+    Args:
+        episodes: Number of test episodes; their seeds are fixed.
+        max_steps: Steps after which a test episode is truncated; the protocol's own limit if left out.
+    """
+
+    episodes: int = 100
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One experiment.
+
+    Args:
+        name: What the experiment is called; the file's name.
+        seed: The number from which all randomness follows.
+        data: The folder of the rollouts.
+        validation: Fraction of the episodes kept for validation, by episode; fixed by the episodes' own seeds.
+        env: The environment.
+        generate: How rollouts are collected.
+        representation: The V: a registered kind and its arguments, or `{ from = "LOGDIR/vae.h5" }`.
+        dynamics: The M, likewise.
+        controller: The C.
+        trainer: What improves the controller.
+        fit: The training of V and M.
+        test: The final score.
+    """
+
+    name: str = DEFAULT
+    seed: int = 1
+    data: str = ""
+    validation: float = 0.1
+    env: Env = Env()
+    generate: Generate = Generate()
+    representation: dict[str, Any] = field(default_factory=lambda: {"kind": "pixels"})
+    dynamics: dict[str, Any] = field(default_factory=lambda: {"kind": "mdn-rnn"})
+    controller: dict[str, Any] = field(default_factory=lambda: {"kind": "linear"})
+    trainer: dict[str, Any] = field(default_factory=lambda: {"kind": "cma-es"})
+    fit: Fits = Fits()
+    test: Test = Test()
+
+    def table(self) -> dict[str, Any]:
+        """The pipeline as a JSON-able table."""
+        return config.plain(self)
+
+
+def load(source: str | Path | None, overrides: Iterable[str] = ()) -> Pipeline:
+    """Read a pipeline and apply overrides.
+
+    Args:
+        source: A name in `pipelines/`, the path of a TOML file, a logdir, or None for the default.
+        overrides: "a.b=c", the value in TOML (a bare word counts as a string).
+
+    Raises:
+        ConfigError: for an unknown name or key, or a value of a wrong type; it names the file and the key.
+        ArtifactError: if a logdir holds no pipeline.
+    """
+    name, table = read(str(source or DEFAULT))
+    for override in overrides:
+        _set(table, override)
+    return parse({"name": name, **table})
+
+
+def parse(table: Mapping[str, Any]) -> Pipeline:
+    """Check a table and make a pipeline of it.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    pipe = Pipeline(**config.bind(Pipeline, table, ""))
+    data = pipe.data or f"datasets/{slug(pipe.env.id)}"
+    pipe = dataclasses.replace(pipe, data=data)
+    _check(pipe)
+    return pipe
+
+
+def read(source: str) -> tuple[str, dict[str, Any]]:
+    """The name and the raw table of a pipeline.
+
+    Raises:
+        ConfigError: if there is no such pipeline, or it is no TOML.
+        ArtifactError: if `source` is a folder without a stored pipeline.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _stored(path)
+    if path.suffix == ".toml":
+        return path.stem, _toml(path)
+    found = [folder / f"{source}.toml" for folder in _folders() if (folder / f"{source}.toml").exists()]
+    if found:
+        return source, _toml(found[0])
+    if source == DEFAULT:
+        return source, {"representation": {"kind": "vae"}}
+    raise ConfigError(f"there is no pipeline {source!r} in pipelines/{config.hint(source, names())}")
+
+
+def names() -> list[str]:
+    """The names of all pipelines in `pipelines/`."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+
+
+def slug(env_id: str) -> str:
+    """A folder's name for an environment: CarRacing-v3 -> carracing."""
+    word = env_id.replace(":", "-").replace("/", "-").lower()
+    head, _, version = word.rpartition("-v")
+    return head if head and version.isdigit() else word
+
+
+def logdir_of(pipe: Pipeline, own_env: str | None = None) -> Path:
+    """Where a run of this pipeline lives: runs/NAME[/ENV]/seed-N.
+
+    Args:
+        pipe: The pipeline, overrides applied.
+        own_env: The environment of the pipeline's file, if it was overridden.
+    """
+    middle = [slug(pipe.env.id)] if own_env not in (None, pipe.env.id) else []
+    return Path("runs", pipe.name, *middle, f"seed-{pipe.seed}")
+
+
+def _folders() -> list[Path]:
+    return [Path("pipelines"), Path(__file__).resolve().parent.parent / "pipelines"]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no pipeline file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _stored(logdir: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        table = json.loads((logdir / STORED).read_text())
+        return table.pop("name"), table
+    except FileNotFoundError:
+        raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
+    except (ValueError, KeyError) as error:
+        raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes a.b=c, got {override!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key.strip()}: {part!r} is a value, not a table")
+    table[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check(pipe: Pipeline) -> None:
+    """Values that types alone do not rule out."""
+    positive = {
+        "env.size": pipe.env.size,
+        "generate.rollouts": pipe.generate.rollouts,
+        "generate.hold": pipe.generate.hold,
+        "test.episodes": pipe.test.episodes,
+        **{f"fit.{f}.{k}": getattr(getattr(pipe.fit, f), k) for f in ("vae", "dynamics") for k in POSITIVE},
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key}: must be greater than 0, got {value}")
+    if not 0 < pipe.validation < 1:
+        raise ConfigError(f"validation: must lie between 0 and 1, got {pipe.validation}")
+    if pipe.seed < 0:
+        raise ConfigError(f"seed: must not be negative, got {pipe.seed}")
+    if pipe.generate.policy == "controller" and not pipe.generate.controller:
+        raise ConfigError("generate.controller: policy 'controller' needs the logdir of a trained controller")
+
+
+POSITIVE = ("steps", "batch", "length", "learning_rate", "validate_every", "validation_batches", "log_every")
