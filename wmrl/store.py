@@ -1,0 +1,320 @@
+"""A logdir: the artifacts of one run, what they were made from, and the components rebuilt from them.
+
+LOGDIR/pipeline.json       the pipeline that the run was made with
+LOGDIR/vae.h5              complete artifacts; each appears by rename, when its stage is complete
+LOGDIR/vae.part.h5         the training state: what an interrupted or prolonged stage continues from
+LOGDIR/codes/              frames encoded once
+LOGDIR/metrics/*.jsonl     logs/*.log     images/     videos/
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from wmrl import artifact, config, files
+from wmrl.artifact import Artifact
+from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.pipeline import STORED, Pipeline
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from wmrl.data.episodes import Episodes
+    from wmrl.world import WorldModel
+
+MAKERS = {"vae": "train-vae", "dynamics": "train-dynamics", "controller": "train-controller", "test": "test-controller"}
+"""Artifact -> the command that makes it."""
+
+SECTIONS = {
+    "vae": ("representation", "fit.vae", "validation"),
+    "dynamics": ("dynamics", "fit.dynamics", "validation"),
+    "controller": ("controller", "trainer"),
+}
+"""Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
+
+MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
+
+
+class Store:
+    """The files of one run.
+
+    Args:
+        logdir: The run's folder; made when something is saved.
+        pipe: The run's pipeline.
+    """
+
+    def __init__(self, logdir: Path, pipe: Pipeline):
+        self.logdir, self.pipe, self.data = Path(logdir), pipe, Path(pipe.data)
+
+    def path(self, name: str) -> Path:
+        """The file of the complete artifact `name`."""
+        return self.logdir / f"{name}.h5"
+
+    def part(self, name: str) -> Path:
+        """The file of the training state of `name`."""
+        return self.logdir / f"{name}.part.h5"
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` is complete."""
+        return self.path(name).exists()
+
+    def begun(self, name: str) -> bool:
+        """Whether `name` is complete or in progress."""
+        return self.exists(name) or self.part(name).exists()
+
+    def load(self, name: str) -> Artifact:
+        """A complete artifact, checked; one that refers to another file (`from`) is followed.
+
+        Raises:
+            ArtifactError: if it is missing or damaged; the message says which command makes it.
+            ContractError: if it refers to a file that has changed since.
+        """
+        if not self.exists(name):
+            raise ArtifactError(f"{self.path(name)} is missing; make it: wmrl {MAKERS.get(name, name)} {self._where()}")
+        found = artifact.read(self.path(name), name)
+        if "from" not in found.facts:
+            return found
+        other = artifact.read(Path(found.facts["from"]), name)
+        if other.hash != found.hash:
+            raise ContractError(
+                f"{found.facts['from']} has changed since {self.path(name)} referred to it; "
+                f"run: wmrl {MAKERS[name]} {self._where()} --noreload"
+            )
+        return other
+
+    def save(self, name: str, made: Artifact) -> None:
+        """Write a complete artifact; its training state stays, so that the stage can be prolonged.
+
+        Raises:
+            ArtifactError: if it cannot be written.
+        """
+        artifact.with_facts(made, pipeline=self.pipe.table()).write(self.path(name))
+
+    def refer(self, name: str, target: str) -> None:
+        """Let `name` be an artifact that lies elsewhere: nothing is copied.
+
+        Raises:
+            ArtifactError: if there is no such artifact at `target`.
+        """
+        path = Path(target)
+        path = path / f"{name}.h5" if path.is_dir() else path
+        other = artifact.read(path, name)
+        self.save(name, Artifact(name, parents=other.parents, facts={"from": str(path), "hash": other.hash}))
+
+    def save_part(self, name: str, tree: dict[str, Any]) -> None:
+        """Write the training state of `name`: a nested tree of tensors, numbers and text.
+
+        Raises:
+            ArtifactError: if it cannot be written; the one before stays.
+        """
+
+        def fill(file: h5py.File) -> None:
+            files.put_tree(file, tree)
+
+        files.write(self.part(name), fill, role=f"{name}.part")
+
+    def load_part(self, name: str) -> dict[str, Any] | None:
+        """The training state of `name` (tensors as NumPy arrays), or None if there is none.
+
+        Raises:
+            ArtifactError: if it is damaged.
+        """
+        if not self.part(name).exists():
+            return None
+        with files.open(self.part(name), role=f"{name}.part") as file:
+            return files.get_tree(file)
+
+    def drop_part(self, name: str) -> None:
+        """Forget the training state of `name`."""
+        self.part(name).unlink(missing_ok=True)
+
+    def episodes(self) -> "Episodes":
+        """The complete dataset of the pipeline.
+
+        Raises:
+            ArtifactError: if it is missing, incomplete or damaged.
+            ContractError: if it shows another environment or size than the pipeline asks for.
+        """
+        from wmrl.data.episodes import Episodes
+
+        episodes = Episodes(self.data)
+        wanted, there = config.plain(self.pipe.env), episodes.env
+        for key in ("id", "size", "crop"):
+            if key in there and there[key] != wanted[key]:
+                raise ContractError(
+                    f"{self.data} holds env.{key} = {there[key]!r}, the pipeline asks for {wanted[key]!r}; "
+                    f"name another folder with --data, or set env.{key}"
+                )
+        return episodes
+
+    def component(self, name: str, device: str = "cpu") -> tuple["nn.Module", str]:
+        """The trained component `name`, frozen, in eval mode, and its content hash.
+
+        Raises:
+            ArtifactError, ContractError: as `load`.
+        """
+        made = self.load(name)
+        return rebuild(made, device), made.hash
+
+    def world(self, device: str = "cpu") -> tuple["WorldModel", dict[str, str]]:
+        """The frozen world model and the hashes of its parts: `{"representation": ..., "dynamics": ...}`.
+
+        Raises:
+            ArtifactError: if a part is missing or damaged.
+            ContractError: if the dynamics was trained on another representation.
+        """
+        from wmrl.world import WorldModel
+
+        vae, made = self.load("vae"), self.load("dynamics")
+        self.fits("dynamics", made, {"representation": vae.hash})
+        world = WorldModel(rebuild(vae, device), rebuild(made, device))
+        return world.requires_grad_(False).eval(), {"representation": vae.hash, "dynamics": made.hash}
+
+    def fits(self, name: str, made: Artifact, parents: dict[str, str]) -> None:
+        """Check that `made` was made from these parents.
+
+        Raises:
+            ContractError: naming the parent that changed and the command to run.
+        """
+        for parent, hash_ in parents.items():
+            if made.parents.get(parent, hash_) != hash_:
+                raise ContractError(
+                    f"{self.path(name)} was made from {parent} {made.parents[parent][:8]}, but {hash_[:8]} is there now; "
+                    f"run: wmrl {MAKERS[name]} {self._where()} --noreload"
+                )
+
+    def remember(self) -> None:
+        """Keep the pipeline in the logdir."""
+        text = json.dumps(self.pipe.table(), indent=2) + "\n"
+        path = self.logdir / STORED
+        if not path.exists() or path.read_text() != text:
+            files.atomic_text(path, text)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the logdir for this process.
+
+        Raises:
+            ConfigError: if another process works in it.
+        """
+        with lock(self.logdir):
+            yield
+
+    def _where(self) -> str:
+        return f"--logdir {self.logdir}"
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        ArtifactError: if the folder cannot be made.
+        ConfigError: if another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be used: {error.strerror}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another wmrl process is working in {folder}; wait for it or stop it") from None
+        yield
+
+
+def rebuild(made: Artifact, device: str = "cpu") -> "nn.Module":
+    """The component that an artifact holds, frozen, in eval mode.
+
+    Raises:
+        ConfigError: if its kind is not known here (a plug-in is missing).
+        ContractError: if its weights do not fit the component that its arguments make.
+    """
+    import torch
+
+    where, registry = _registry(made.role)
+    module = config.build(registry, made.component, where, *made.given)
+    try:
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in made.tensors.items()})
+    except RuntimeError as error:
+        raise ContractError(f"the weights do not fit {where} {made.component['kind']!r}: {error}") from error
+    return module.to(device).requires_grad_(False).eval()
+
+
+def _registry(role: str) -> tuple[str, dict[str, str]]:
+    from wmrl.controllers import CONTROLLERS
+    from wmrl.dynamics import DYNAMICS
+    from wmrl.representations import REPRESENTATIONS
+
+    known = {
+        "vae": ("representation", REPRESENTATIONS),
+        "dynamics": ("dynamics", DYNAMICS),
+        "controller": ("controller", CONTROLLERS),
+    }
+    return known[role]
+
+
+def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:
+    """Check that `asked` may continue what `stored` began in `logdir`.
+
+    Args:
+        logdir: The run's folder.
+        stored: The pipeline kept there.
+        asked: The pipeline of this call.
+        anew: The artifact that this call begins anew (`--noreload`), if any.
+
+    Raises:
+        ConfigError: naming the first key that differs and may not.
+    """
+    store = Store(logdir, stored)
+    held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
+    old, new = _flat(stored.table()), _flat(asked.table())
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or not _holds(key, ["seed", "env", *held]):
+            continue
+        if key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
+            continue
+        if _same_component(key, stored, asked):
+            continue
+        raise ConfigError(
+            f"{key}: {logdir} was begun with {old.get(key)!r}, this call says {new.get(key)!r}; "
+            "take another --logdir, or begin the stage anew with --noreload"
+        )
+
+
+def _holds(key: str, sections: list[str]) -> bool:
+    return any(key == s or key.startswith(f"{s}.") for s in sections)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _same_component(key: str, stored: Pipeline, asked: Pipeline) -> bool:
+    """Whether a differing key of a component's table is only a default spelt out."""
+    where = key.partition(".")[0]
+    tables = getattr(stored, where), getattr(asked, where)
+    if where not in config.GROUPS or any("kind" not in table for table in tables):
+        return False
+    full = [config.resolved(_registry_at(where), table, where) for table in tables]
+    name = key.partition(".")[2]
+    return full[0].get(name) == full[1].get(name)
+
+
+def _registry_at(where: str) -> dict[str, str]:
+    if where == "trainer":
+        from wmrl.trainers import TRAINERS
+
+        return TRAINERS
+    return _registry("vae" if where == "representation" else where)[1]
