@@ -1,0 +1,5 @@
+"""Dynamics models, by the name that pipelines use. To add one: write a file, add a line."""
+
+DYNAMICS: dict[str, str] = {
+    "mdn-rnn": "wmrl.dynamics.mdn_rnn:MDNRNN",
+}
