@@ -6,6 +6,7 @@ built in memory, written beside its place, synced, renamed, and its folder synce
 new one. It holds numbers and text only; opening a stranger's file runs no code.
 """
 
+import builtins
 import contextlib
 import hashlib
 import io
@@ -138,7 +139,7 @@ def _fill(node: Any, group: h5py.Group) -> Any:
 
 def _header(path: Path, role: str | None) -> tuple[int, str]:
     try:
-        with io.open(path, "rb") as file:
+        with builtins.open(path, "rb") as file:
             block = file.read(BLOCK)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing") from None
@@ -162,7 +163,7 @@ def _block(words: list[str]) -> bytes:
 
 def _verify(path: Path, header: tuple[int, str]) -> None:
     length, expected = header
-    with io.open(path, "rb") as file:
+    with builtins.open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size - BLOCK
         if size != length:
             kind = "truncated" if size < length else "longer than it was written"

@@ -28,8 +28,9 @@ class Env:
     Args:
         id: A gymnasium id, or `module:Id`.
         size: Side of the square frames, pixels. Source: Ha & Schmidhuber 2018, 64.
-        crop: Cut CarRacing's status bar (the lowest 12 of 96 rows) off. Source: Ha & Schmidhuber 2018 did, ctallec did not.
-        backend: What steps the environments: "envpool" (C++ threads), "gymnasium" (processes), "auto" the fastest that has the id.
+        crop: Cut CarRacing's status bar (the lowest 12 of 96 rows) off. Source: Ha & Schmidhuber 2018 did, ctallec not.
+        backend: What steps the environments: "envpool" (C++ threads), "gymnasium" (processes), "auto" the fastest
+            that has the id.
         max_steps: Steps after which an episode is truncated; the environment's own limit if left out.
     """
 
@@ -45,8 +46,9 @@ class Generate:
     """How rollouts are collected.
 
     Args:
-        policy: "brown" (a clipped random walk), "white" (independent uniform actions), "held" (a uniform action held for
-            some steps), "controller" (a trained one). Source: ctallec for brown and white, Ha & Schmidhuber 2018 for held.
+        policy: "brown" (a clipped random walk), "white" (independent uniform actions), "held" (a uniform action held
+            for some steps), "controller" (a trained one). Source: ctallec for brown and white, Ha & Schmidhuber 2018
+            for held.
         rollouts: Number of episodes.
         hold: Longest time that "held" keeps an action, steps. Source: Ha & Schmidhuber 2018 (Doom), 10.
         controller: The logdir whose controller acts, for policy "controller".
@@ -74,7 +76,8 @@ class Fit:
         clip: Largest norm of the gradient; 0 leaves it alone.
         validate_every: Steps between two looks at the fixed validation set.
         validation_batches: Size of the validation set, batches.
-        plateau: Steps without improvement of the validation loss after which the learning rate is halved; 0 never. Source: ctallec.
+        plateau: Steps without improvement of the validation loss after which the learning rate is halved; 0 never.
+            Source: ctallec.
         patience: Steps without improvement after which training ends; 0 never. Source: ctallec.
         log_every: Steps between two rows of metrics.
     """
@@ -102,8 +105,8 @@ class Fits:
         dynamics: Training of the dynamics.
     """
 
-    vae: Fit = field(default_factory=lambda: Fit(steps=4_000, batch=32, length=8))
-    dynamics: Fit = field(default_factory=lambda: Fit(steps=6_000, batch=64, length=32, clip=1.0))
+    vae: Fit = Fit(steps=4_000, batch=32, length=8)
+    dynamics: Fit = Fit(steps=6_000, batch=64, length=32, clip=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import STORED, Pipeline
 
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -185,7 +184,8 @@ class Store:
         for parent, hash_ in parents.items():
             if made.parents.get(parent, hash_) != hash_:
                 raise ContractError(
-                    f"{self.path(name)} was made from {parent} {made.parents[parent][:8]}, but {hash_[:8]} is there now; "
+                    f"{self.path(name)} was made from {parent} {made.parents[parent][:8]}, "
+                    f"but {hash_[:8]} is there now; "
                     f"run: wmrl {MAKERS[name]} {self._where()} --noreload"
                 )
 
