@@ -1,0 +1,90 @@
+"""Open shards, a bounded number of them at a time."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  registers the Zstd filter with HDF5
+import numpy as np
+
+from wmrl import files
+from wmrl.data import shards
+from wmrl.errors import ArtifactError, ContractError
+
+SMALL = ("action", "reward", "terminated", "truncated")
+MOST_OPEN = 192
+CACHE_BYTES = 1 << 20
+_verified: set[tuple[int, int, int, int]] = set()
+"""Files whose digest this process has checked: device, inode, size, time of change. A link is the same file."""
+
+
+class Shard:
+    """One open shard: its small columns in memory, its observations on disk."""
+
+    def __init__(self, path: Path, digest: str):
+        if files.digest(path, role=shards.ROLE) != digest:
+            raise ContractError(f"{path} is not the shard that {path.with_name(shards.COMPLETE)} lists")
+        verify(path)
+        try:
+            self.file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+            self.small = {name: self.file[name][()] for name in SMALL}
+            self.obs: h5py.Dataset = self.file["obs"]
+        except (OSError, KeyError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+    def read(self, out: dict[str, np.ndarray], at: int, first: int, last: int) -> None:
+        """Copy the rows [first, last) of each column of `out` into its rows from `at` on."""
+        for name, array in out.items():
+            if name == "obs":
+                self.obs.read_direct(array, np.s_[first:last], np.s_[at : at + last - first])
+            else:
+                array[at : at + last - first] = self.small[name][first:last]
+
+
+class Shards:
+    """The rows of a list of shards as one long table. Safe to use from several threads."""
+
+    def __init__(self, paths: Sequence[Path], digests: Sequence[str], rows: np.ndarray):
+        """`rows` (S + 1,): the first row of each shard in the table, and the number of all rows."""
+        self.paths, self.digests, self.rows = list(paths), list(digests), rows
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, out: dict[str, np.ndarray], first: int, last: int) -> None:
+        """Fill the first rows of each column of `out` with the rows [first, last) of the table."""
+        with self._lock:
+            at = 0
+            number = int(np.searchsorted(self.rows, first, "right")) - 1
+            while first < last:
+                base, end = int(self.rows[number]), min(last, int(self.rows[number + 1]))
+                if end > first:
+                    self._shard(number).read(out, at, first - base, end - base)
+                at, first, number = at + end - first, end, number + 1
+
+    def _shard(self, number: int) -> Shard:
+        shard = self._open.pop(number, None) or Shard(self.paths[number], self.digests[number])
+        self._open[number] = shard
+        if len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)[1].file.close()
+        return shard
+
+    def close(self) -> None:
+        """Close every file; reading opens them again."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].file.close()
+
+
+def verify(path: Path) -> None:
+    """Check a shard's digest, once per process and version of the file.
+
+    Raises:
+        ArtifactError: if it is damaged.
+    """
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _verified:
+        with files.open(path, role=shards.ROLE):
+            _verified.add(key)

@@ -1,0 +1,171 @@
+"""Batches of random windows, prefetched by a thread."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+
+from wmrl import seeding
+from wmrl.spec import Batch
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Rows of episodes: `Episodes`, or cached codes of them."""
+
+    lengths: np.ndarray
+    start: np.ndarray
+
+    def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows (B, L) of each column."""
+
+
+def windows(
+    source: Source,
+    batch: int,
+    length: int,
+    *,
+    key: tuple[seeding.Word, ...],
+    start: int = 0,
+    episodes: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Endless random batches; every step of every episode is equally likely to begin a window.
+
+    Windows never cross the end of an episode: behind it the last row is repeated, and the mask is 0.
+
+    Args:
+        source: Where rows come from.
+        batch: B, windows in a batch.
+        length: T, steps in a window; it has T + 1 observations. 0 gives single frames.
+        key: What randomness depends on: batch k is a function of (key, k) alone.
+        start: The first k.
+        episodes: Numbers of the episodes to draw from; all if left out.
+
+    Yields:
+        Batches with `obs` and `code` as far as the source has them.
+
+    Raises:
+        ValueError: if there is no step to begin a window at.
+    """
+    chosen = np.arange(len(source.lengths)) if episodes is None else np.asarray(episodes)
+    ends = np.cumsum(source.lengths[chosen])
+    if not len(ends) or not ends[-1]:
+        raise ValueError("there are no steps to draw windows from")
+    return _endless(source, chosen, ends, batch, length, key, start)
+
+
+def _endless(
+    source: Source,
+    chosen: np.ndarray,
+    ends: np.ndarray,
+    batch: int,
+    length: int,
+    key: tuple[seeding.Word, ...],
+    k: int,
+) -> Iterator[Batch]:
+    while True:
+        draws = seeding.rng(*key, k).integers(ends[-1], size=batch)
+        at = np.searchsorted(ends, draws, "right")
+        episode = chosen[at]
+        first = draws - ends[at] + source.lengths[episode]
+        yield cut(source, episode, first, length)
+        k += 1
+
+
+def cut(source: Source, episode: np.ndarray, first: np.ndarray, length: int) -> Batch:
+    """The windows that begin at step `first` (B,) of the episodes `episode` (B,).
+
+    Args:
+        source: Where rows come from.
+        episode: Numbers of episodes.
+        first: Steps, from 0 on.
+        length: T.
+    """
+    steps = first[:, None] + np.arange(length + 1)  # (B, T + 1)
+    last = source.lengths[episode][:, None]
+    columns = source.gather(source.start[episode][:, None] + np.minimum(steps, last))
+    return Batch(
+        obs=_tensor(columns, "obs"),
+        action=torch.from_numpy(columns["action"])[:, :length].float(),
+        reward=torch.from_numpy(columns["reward"])[:, :length].float(),
+        terminated=torch.from_numpy(columns["terminated"])[:, :length].float(),
+        mask=torch.from_numpy(steps < last)[:, :length].float(),
+        code=_tensor(columns, "code"),
+    )
+
+
+def _tensor(columns: dict[str, np.ndarray], name: str) -> torch.Tensor | None:
+    return torch.from_numpy(columns[name]) if name in columns else None
+
+
+class prefetch(Generic[T]):  # noqa: N801  used like a function
+    """Run an iterator in a background thread, a few items ahead; a context manager.
+
+    Its exceptions are raised in the caller, in their place in the order. Closing it (or dropping it) ends the thread.
+
+    Args:
+        iterator: What to run ahead.
+        depth: Items at most that wait.
+    """
+
+    def __init__(self, iterator: Iterator[T], depth: int = 2):
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(target=_fill, args=(iterator, self._queue, self._closed), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if self._over or self._closed.is_set():
+            raise StopIteration
+        item, error = self._queue.get()
+        if error is not None:
+            self._over = True
+            raise error
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """End the thread; what it made ahead is dropped."""
+        self._closed.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        self._thread.join(timeout=10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._closed.set()
+
+
+def _fill(iterator: Iterator[T], into: queue.Queue, closed: threading.Event) -> None:
+    """The thread: a function that does not hold the prefetcher, so that dropping it ends the thread."""
+    try:
+        for item in iterator:
+            if not _put(into, (item, None), closed):
+                return
+        _put(into, (None, StopIteration()), closed)
+    except BaseException as error:  # noqa: BLE001  raised again in the caller
+        _put(into, (None, error), closed)
+
+
+def _put(into: queue.Queue, item: tuple, closed: threading.Event) -> bool:
+    while not closed.is_set():
+        try:
+            into.put(item, timeout=0.2)
+            return True
+        except queue.Full:
+            continue
+    return False
