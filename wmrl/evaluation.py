@@ -1,0 +1,149 @@
+"""Evaluation protocols: what exactly a score is a score of.
+
+A protocol is a named record; its hash is stored with every score, so that scores of different games, caps or seeds are
+never taken for comparable. `carracing-100` is gymnasium's own CarRacing-v3 over 100 fixed tracks.
+
+Test seeds have bit 31 set; every other seed in wmrl comes from `seeding.number`, which stays below 2^31. Training data,
+controller training, validation and test can therefore never share a track.
+
+    python -m wmrl.evaluation --measure-random carracing-100
+
+plays the random policy (white noise) under a protocol and stores its returns in the package, as the row to beat.
+"""
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmrl.errors import ConfigError
+from wmrl.seeding import number
+from wmrl.stats import Summary, summary
+
+TEST_BIT = 1 << 31
+SEED_RULE = "episode i: 2^31 + number('test', environment id, i)"
+SHORT = {"CarRacing-v3": "carracing"}  # names in use; others are made from the environment's id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a score is measured.
+
+    Args:
+        id: Its name, `<environment>-<episodes>`, with what deviates behind it.
+        env_id: Environment id with version, as gymnasium has it.
+        backend: Whose game it is: `gymnasium`, or `envpool`, whose tracks and pixels differ.
+        episodes: How many, one per test seed.
+        max_steps: Steps after which an episode is cut; None: the environment's own limit.
+        seeds: The rule that gives episode i its seed.
+        policy: Whether actions are the policy's best (`deterministic`) or drawn (`sampled`).
+    """
+
+    id: str
+    env_id: str
+    backend: str = "gymnasium"
+    episodes: int = 100
+    max_steps: int | None = None
+    seeds: str = SEED_RULE
+    policy: str = "deterministic"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the record, hex: equal for equal conditions."""
+        return _hash(asdict(self))
+
+    @property
+    def family(self) -> str:
+        """SHA-256 of the record without its name and its number of episodes: the same game, more or fewer seeds."""
+        record = asdict(self)
+        return _hash({k: v for k, v in record.items() if k not in ("id", "episodes")})
+
+    def test_seeds(self) -> list[int]:
+        """The seed of each episode; a protocol with fewer episodes uses the first ones."""
+        return [TEST_BIT + number("test", self.env_id, i) for i in range(self.episodes)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The episodes that one policy played under one protocol.
+
+    Args:
+        protocol: The conditions.
+        returns: (E,) undiscounted, unclipped.
+        lengths: (E,) steps.
+        terminated: (E,) whether the episode ended by itself and not by a time limit.
+    """
+
+    protocol: Protocol
+    returns: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+
+    def summary(self) -> Summary:
+        """Mean, deviation, interquartile mean and intervals of the returns."""
+        return summary(self.returns)
+
+
+def protocol(env_id: str, *, episodes: int = 100, max_steps: int | None = None, backend: str = "gymnasium") -> Protocol:
+    """The protocol for an environment: `carracing-100` for CarRacing-v3 with the defaults.
+
+    Args:
+        env_id: Environment id.
+        episodes: How many of the test seeds to play, from the first on.
+        max_steps: A cap below the environment's own, or None.
+        backend: `gymnasium` or `envpool`.
+
+    Raises:
+        ConfigError: if there is nothing to play.
+    """
+    if episodes < 1 or (max_steps is not None and max_steps < 1):
+        raise ConfigError(f"a test needs at least one episode of one step, not {episodes} of {max_steps}")
+    name = SHORT.get(env_id) or re.sub(r"[^a-z0-9.]+", "-", env_id.lower()).strip("-")
+    parts = [name, str(episodes)]
+    parts += [f"max{max_steps}"] if max_steps is not None else []
+    parts += [backend] if backend != "gymnasium" else []
+    return Protocol(id="-".join(parts), env_id=env_id, backend=backend, episodes=episodes, max_steps=max_steps)
+
+
+def named(name: str) -> Protocol:
+    """The protocol of a name such as `carracing-100`, for the environments that have a short one.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    known = {short: env_id for env_id, short in SHORT.items()}
+    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-(envpool))?", name)
+    if found is None or found[1] not in known:
+        raise ConfigError(f"there is no protocol {name!r}; a name is like {sorted(known)[0]}-100")
+    cap = int(found[3]) if found[3] else None
+    return protocol(known[found[1]], episodes=int(found[2]), max_steps=cap, backend=found[4] or "gymnasium")
+
+
+def random_score(of: Protocol) -> Score | None:
+    """What the random policy scores under a protocol, if it was measured for at least as many episodes; else None."""
+    for entry in _baselines().iterdir():
+        if entry.name.endswith(".json"):
+            stored = json.loads(entry.read_text())
+            if stored["family"] == of.family and len(stored["returns"]) >= of.episodes:
+                return _score(of, stored)
+    return None
+
+
+def _score(of: Protocol, stored: Mapping[str, Any]) -> Score:
+    columns = [np.asarray(stored[name][: of.episodes]) for name in ("returns", "lengths", "terminated")]
+    return Score(of, columns[0].astype(np.float64), columns[1].astype(np.int64), columns[2].astype(bool))
+
+
+def _baselines() -> Any:
+    return importlib.resources.files("wmrl") / "baselines"
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
