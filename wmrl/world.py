@@ -1,5 +1,7 @@
 """A world model: a representation and a dynamics model, seen as one."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ class WorldModel(nn.Module):
         sample: Draw latents when awake too, as the authors of World Models did.
     """
 
+    representation: Any
+    dynamics: Any
+
     def __init__(self, representation: nn.Module, dynamics: nn.Module, *, sample: bool = False):
         super().__init__()
         self.representation, self.dynamics, self.sample = representation, dynamics, sample
@@ -25,7 +30,8 @@ class WorldModel(nn.Module):
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """The shape of one row of `features`."""
-        return self.dynamics.feature_shape
+        shape: tuple[int, ...] = self.dynamics.feature_shape
+        return shape
 
     def start(self, obs: Tensor, rng: torch.Generator | None = None) -> State:
         """The state at first frames, obs (B, *obs)."""

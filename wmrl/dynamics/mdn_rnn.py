@@ -1,11 +1,11 @@
 """MDN-RNN: an LSTM with a mixture-density head (M of V-M-C)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from wmrl.errors import ConfigError, ContractError
+from wmrl.errors import ContractError
 from wmrl.nn.heads import MixtureHead, OutcomeHead, masked_mean
 from wmrl.spec import Actions, Batch, Loss, Space, Step
 
@@ -40,7 +40,7 @@ class MDNRNN(nn.Module):
 
     Raises:
         ContractError: if the latent is not a vector of floats.
-        ConfigError: if a size is below 1.
+        ValueError: if a size is below 1, or the weight is not positive.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class MDNRNN(nn.Module):
             raise ContractError(f"mdn-rnn needs a vector of floats as latent, as vae gives, and was given {what}")
         for key, number in {"hidden": hidden, "mixtures": mixtures}.items():
             if number < 1:
-                raise ConfigError(f"dynamics.{key}: expected at least 1, got {number}")
+                raise ValueError(f"{key} must be at least 1, got {number}")
         if termination_weight <= 0:
-            raise ConfigError(f"dynamics.termination_weight: expected more than 0, got {termination_weight}")
+            raise ValueError(f"termination_weight must be greater than 0, got {termination_weight}")
         (self.size,), self.hidden = latent.shape, hidden
         self.shown, self.termination_weight = FEATURES[features], termination_weight
         self.feature_shape = (sum(self.size if part == "z" else hidden for part in self.shown),)
@@ -98,10 +98,11 @@ class MDNRNN(nn.Module):
         return state.z
 
     def loss(self, latent: Tensor, batch: Batch, *, rng: torch.Generator | None = None) -> Loss:
-        """Negative log-likelihood, reward and termination on windows, latent (B, T + 1, Z), memory zero at each first row.
+        """Negative log-likelihood of the next latents, and the errors of reward and termination, on windows.
 
-        The scalar is (Z nll + reward + termination) / (Z + 2), as ctallec weighs them. Metrics: `nll` in nats per
-        latent dimension, `reward` squared error, `termination` cross entropy in nats.
+        Latents are (B, T + 1, Z); the memory is zero at the first. The scalar is (Z nll + reward + termination) / (Z + 2),
+        as ctallec weighs them. Metrics: `nll` in nats per latent dimension, `reward` squared error, `termination`
+        cross entropy in nats.
         """
         h, _ = self.rnn(torch.cat([latent[:, :-1], batch.action], -1))  # (B, T, H)
         nll = -masked_mean(self.next(h).log_prob(latent[:, 1:]), batch.mask) / self.size
@@ -111,7 +112,7 @@ class MDNRNN(nn.Module):
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _advance(self, state: MDNState, action: Tensor) -> tuple[Tensor, Tensor]:
-        r = self.rnn
+        r: Any = self.rnn
         x = torch.cat([state.z, action], -1)  # (B, Z + A)
         h, c = torch.lstm_cell(x, (state.h, state.c), r.weight_ih_l0, r.weight_hh_l0, r.bias_ih_l0, r.bias_hh_l0)
         return h, c

@@ -1,0 +1,183 @@
+"""Learn what happens next: episodes and a frozen representation -> LOGDIR/dynamics.h5."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmrl import artifact, seeding
+from wmrl.artifact import Artifact
+from wmrl.config import build, resolved
+from wmrl.data import codes
+from wmrl.data.windows import Source, windows
+from wmrl.dynamics import DYNAMICS
+from wmrl.fit import fit
+from wmrl.log import Log
+from wmrl.nn.heads import masked_mean
+from wmrl.pipeline import Pipeline
+from wmrl.run import Run
+from wmrl.spec import Actions, Batch, Space
+from wmrl.store import Store
+from wmrl.world import WorldModel
+
+NAME = "dynamics"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where training and validation windows come from.
+
+    Args:
+        source: Codes, or episodes.
+        pipe: Sizes and seed.
+        train: Numbers of the training episodes.
+        valid: Numbers of the validation episodes.
+        device: Where batches go.
+    """
+
+    source: Source
+    pipe: Pipeline
+    train: Any
+    valid: Any
+    device: str
+
+    def training(self, start: int = 0) -> Iterator[Batch]:
+        """Batch k of training, from k = `start` on."""
+        return self._cut("train", start, self.train)
+
+    def validation(self) -> Iterator[tuple[Batch, torch.Generator]]:
+        """The fixed validation batches, each with the generator that draws its latents: always the same."""
+        return self._noisy("valid", self._cut("valid", 0, self.valid))
+
+    def sample(self) -> Iterator[tuple[Batch, torch.Generator]]:
+        """As many batches of training episodes, as fixed: to fit a baseline."""
+        return self._noisy("sample", self._cut("sample", 0, self.train))
+
+    def _cut(self, what: str, start: int, episodes: Any) -> Iterator[Batch]:
+        fit = self.pipe.fit.dynamics
+        key = (self.pipe.seed, NAME, what)
+        return windows(self.source, fit.batch, fit.length, key=key, start=start, episodes=episodes)
+
+    def _noisy(self, what: str, batches: Iterator[Batch]) -> Iterator[tuple[Batch, torch.Generator]]:
+        for k in range(self.pipe.fit.dynamics.validation_batches):
+            rng = seeding.generator(self.pipe.seed, NAME, what, k, device=self.device)
+            yield next(batches).to(self.device), rng
+
+
+def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
+    """Train the dynamics model that the pipeline names, or keep it untrained, and save it.
+
+    Raises:
+        ArtifactError: if the dataset or the representation is missing or damaged.
+        ContractError: if the parts do not fit together.
+        Stopped: if a signal asked to stop; the training state is saved.
+    """
+    if "from" in pipe.dynamics:
+        _refer(pipe, store, log)
+        return
+    episodes = store.episodes()
+    representation, hash_ = store.component("vae", run.device)
+    parents = {"data": episodes.hash, "representation": hash_}
+    given = (representation.latent, episodes.actions)
+    dynamics = fresh(pipe, given).to(run.device)
+    world = WorldModel(representation, dynamics)
+    source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run)
+    data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
+    facts: dict[str, Any] = {"untrained": run.untrained, "steps": 0}
+    if run.untrained:
+        log.say("saving a randomly initialised dynamics model: a baseline")
+    else:
+        facts["steps"] = _fit(world, data, store, log, run)
+    facts["validation"] = _report(world, WorldModel(representation, fresh(pipe, given).to(run.device)), data, log)
+    component = resolved(DYNAMICS, pipe.dynamics, NAME)
+    store.save(NAME, artifact.of(dynamics, NAME, component, given, parents=parents, facts=facts))
+    log.result({"stage": "train-dynamics", "artifact": str(store.path(NAME)), **facts})
+
+
+def fresh(pipe: Pipeline, given: tuple[Space, Actions]) -> Any:
+    """The dynamics model of the pipeline, with random weights that depend on the pipeline's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.number(pipe.seed, NAME, "init"))
+        return build(DYNAMICS, pipe.dynamics, NAME, *given)
+
+
+def _refer(pipe: Pipeline, store: Store, log: Log) -> None:
+    target = pipe.dynamics["from"]
+    store.refer(NAME, target)
+    store.fits(NAME, store.load(NAME), {"representation": store.load("vae").hash})
+    log.say(f"{store.path(NAME)} refers to {target}")
+
+
+def _fit(world: WorldModel, data: Windows, store: Store, log: Log, run: Run) -> int:
+    def loss(batch: Batch, rng: torch.Generator) -> Any:
+        return world.loss(batch, rng)
+
+    settings, seed = data.pipe.fit.dynamics, data.pipe.seed
+    validate: Callable[[], dict[str, float]] = lambda: evaluate(world, data)  # noqa: E731
+    result = fit(
+        world.dynamics,
+        loss,
+        data.training,
+        validate,
+        settings=settings,
+        name=NAME,
+        seed=seed,
+        store=store,
+        log=log,
+        run=run,
+    )
+    return int(result.steps)
+
+
+@torch.no_grad()
+def evaluate(world: WorldModel, data: Windows) -> dict[str, float]:
+    """The loss and its parts on the fixed validation windows, each step weighing the same."""
+    total: dict[str, float] = {}
+    steps = 0.0
+    for batch, rng in data.validation():
+        loss, metrics = world.loss(batch, rng)
+        weight = float(batch.mask.sum())
+        steps += weight
+        for name, value in {"loss": loss, **metrics}.items():
+            total[name] = total.get(name, 0.0) + weight * float(value)
+    return {name: value / max(steps, 1.0) for name, value in total.items()}
+
+
+@torch.no_grad()
+def last_latent(world: WorldModel, data: Windows) -> float:
+    """Nats per dimension of a Gaussian around the last latent, on the validation windows.
+
+    Its standard deviations, one per dimension, are fitted to training windows.
+    """
+    moves = [_moves(world, batch, rng) for batch, rng in data.sample()]
+    steps = sum(mask.sum() for _, mask in moves)
+    variance = sum((move.square() * mask[..., None]).sum((0, 1)) for move, mask in moves) / steps
+    variance = variance.clamp(min=1e-8)
+    tried = [_moves(world, batch, rng) for batch, rng in data.validation()]
+    nats = [0.5 * (move.square() / variance + variance.log() + math.log(2 * math.pi)).mean(-1) for move, _ in tried]
+    return float(masked_mean(torch.cat(nats), torch.cat([mask for _, mask in tried])))
+
+
+def _moves(world: WorldModel, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """How latents change in each step, flat: (B, T, Z), and the mask (B, T)."""
+    latent = world.latents(batch, rng).flatten(2)
+    return latent[:, 1:] - latent[:, :-1], batch.mask
+
+
+def _report(world: WorldModel, untrained: WorldModel, data: Windows, log: Log) -> dict[str, dict[str, float]]:
+    """Print the model beside its baselines on the same windows, and return their numbers."""
+    rows = {"model": evaluate(world.eval(), data), "untrained": evaluate(untrained.eval(), data)}
+    if "nll" in rows["model"] and world.representation.latent.vocab is None:
+        rows["last latent"] = {"nll": last_latent(world, data)}
+    names = [name for name in rows["model"] if name != "loss"]
+    count = data.pipe.fit.dynamics.validation_batches * data.pipe.fit.dynamics.batch
+    log.out(
+        f"on {count} fixed validation windows of {data.pipe.fit.dynamics.length} steps; nll in nats per latent dimension:"
+    )
+    log.out(f"{'':12}" + "".join(f"{name:>14}" for name in names))
+    for label, row in rows.items():
+        log.out(f"{label:12}" + "".join(f"{row[name]:14.4f}" if name in row else f"{'-':>14}" for name in names))
+    return rows
