@@ -5,6 +5,7 @@ checks every key; the tables of components (`representation`, `dynamics`, ...) a
 callable that their `kind` names.
 """
 
+import copy
 import dataclasses
 import json
 import tomllib
@@ -171,9 +172,19 @@ def load(source: str | Path | None, overrides: Iterable[str] = ()) -> Pipeline:
         ArtifactError: if a logdir holds no pipeline.
     """
     name, table = read(str(source or DEFAULT))
+    return parse({"name": name, **with_overrides(table, overrides)})
+
+
+def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `table` with overrides "a.b=c" applied.
+
+    Raises:
+        ConfigError: for an override of another form.
+    """
+    table = copy.deepcopy(table)
     for override in overrides:
         _set(table, override)
-    return parse({"name": name, **table})
+    return table
 
 
 def parse(table: Mapping[str, Any]) -> Pipeline:
@@ -264,7 +275,10 @@ def _set(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{key.strip()}: {part!r} is a value, not a table")
-    table[last] = _value(text.strip())
+    value = _value(text.strip())
+    if last == "kind" and table.get("kind") != value:
+        table.clear()  # the arguments of another kind mean nothing to this one
+    table[last] = value
 
 
 def _value(text: str) -> Any:

@@ -1,0 +1,287 @@
+"""The command line. Stages are imported when they run, so that `wmrl --help` loads neither torch nor h5py."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import wmrl
+from wmrl.errors import Stopped, UserError
+from wmrl.session import Asked
+
+CODES = """Exit codes: 0 ok; 1 failure; 2 usage or configuration; 3 missing or unreadable artifact or extra;
+4 target not met (--target-return); 5 artifacts or protocols that do not fit together; 130 and 143 after a clean
+checkpoint on SIGINT and SIGTERM."""
+
+app = typer.Typer(
+    name="wmrl",
+    help="World models in reinforcement learning: generate, train-vae, train-dynamics, train-controller, "
+    "test-controller, render; each stage reads and writes HDF5 artifacts in a logdir.",
+    epilog=CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass
+class Call:
+    """What a command's own options amount to.
+
+    Args:
+        flags: Keys of the pipeline and the values given for them (None: not given).
+        run: Fields of `wmrl.run.Run` that the command sets.
+        options: Makes the further argument that the stage takes, if it takes one.
+    """
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    options: Callable[[], Any] | None = None
+
+
+def _common(
+    pipeline: Annotated[
+        str | None, typer.Argument(help="A name in pipelines/, a TOML file, or a logdir.", show_default=False)
+    ] = None,
+    pipeline_option: Annotated[
+        str | None, typer.Option("--pipeline", help="The same as the argument.", show_default=False)
+    ] = None,
+    logdir: Annotated[
+        Path | None, typer.Option(help="The run's folder; by default runs/NAME/seed-N.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder of the rollouts; by default the pipeline's.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: a.b=c; repeatable.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="From which all randomness follows.", show_default=False)] = None,
+    env_id: Annotated[
+        str | None, typer.Option("--env-id", "--env", help="A gymnasium id, or module:Id.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (measured), fp32 or bf16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Environment threads or processes; by default one per core.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show details.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Also log to wandb or trackio (extras; offline).", show_default=False)
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the pipeline and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options that every stage has."""
+
+
+def _stage(name: str, target: str, writes: str | None = None) -> Callable[[Callable[..., Call]], Callable[..., None]]:
+    """Register a command that runs a stage: its own options, then the common ones.
+
+    Args:
+        name: The command, and the stage's name in logs.
+        target: "module:function" of the stage.
+        writes: The artifact that the stage makes.
+    """
+
+    def register(command: Callable[..., Call]) -> Callable[..., None]:
+        own, common = inspect.signature(command).parameters, inspect.signature(_common).parameters
+        first = [p for key, p in common.items() if key == "pipeline"]
+        rest = [p for key, p in common.items() if key != "pipeline" and key not in own]
+        order = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*first, *own.values(), *rest]]
+
+        def run(**given: Any) -> None:
+            call = command(**{key: given.pop(key) for key in own})
+            _run(name, target, writes, call, given)
+
+        run.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+        app.command(name, help=inspect.getdoc(command), epilog=CODES)(run)
+        return run
+
+    return register
+
+
+def _run(name: str, target: str, writes: str | None, call: Call, common: dict[str, Any]) -> None:
+    from wmrl import session
+
+    flags = {"seed": common["seed"], "env.id": common["env_id"], **call.flags}
+    source = common["pipeline"] or common["pipeline_option"]
+    asked = Asked(source, common["logdir"], common["data"], tuple(common["set_"] or ()), flags)
+    pipe, logdir = session.resolve(asked, writes=writes, anew=bool(call.run.get("noreload")))
+    if common["print_config"]:
+        _print_config(pipe, logdir)
+        return
+    from wmrl import interrupts
+    from wmrl.launch import launch
+
+    interrupts.install()
+    session.remember(logdir)
+    launch(name, target, pipe, logdir, common, call.run, call.options)
+
+
+def _print_config(pipe: Any, logdir: Path) -> None:
+    import json
+
+    typer.echo(json.dumps({"logdir": str(logdir), "pipeline": pipe.table()}, indent=2))
+
+
+def _option(help_: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_, show_default=False, **more)
+
+
+Steps = Annotated[int | None, _option("Gradient steps.")]
+BatchSize = Annotated[int | None, _option("Windows in a batch.")]
+LearningRate = Annotated[float | None, _option("Step size of the optimiser.")]
+MaxSteps = Annotated[int | None, _option("Truncate an episode after so many steps.")]
+NoReload = Annotated[bool, _option("Begin anew; the old artifact is replaced on completion.", "--noreload")]
+Minutes = Annotated[float | None, _option("End the stage after so many minutes, as if it had its steps.")]
+
+
+@_stage("generate", "wmrl.stages.generate:generate")
+def generate(
+    rollouts: Annotated[int | None, _option("Number of episodes.")] = None,
+    policy: Annotated[str | None, _option("brown, white, held or controller.")] = None,
+    controller: Annotated[str | None, _option("The logdir whose controller acts (--policy controller).")] = None,
+    noise: Annotated[float | None, _option("Noise added to the controller's actions.")] = None,
+    append: Annotated[int, _option("Add so many episodes with fresh seeds.")] = 0,
+    max_steps: MaxSteps = None,
+    size: Annotated[int | None, _option("Side of the frames, pixels.")] = None,
+) -> Call:
+    """Collect rollouts into the dataset folder; interrupted and called again, it completes them."""
+    own = {"rollouts": rollouts, "policy": policy, "controller": controller, "noise": noise}
+    flags = {**{f"generate.{k}": v for k, v in own.items()}, "env.max_steps": max_steps, "env.size": size}
+    return Call(flags, {"append": append})
+
+
+@_stage("train-vae", "wmrl.stages.train_vae:train_vae", "vae")
+def train_vae(
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    minutes: Minutes = None,
+    noreload: NoReload = False,
+) -> Call:
+    """Train the representation (V) on the rollouts."""
+    flags = {"steps": steps, "batch": batch_size, "learning_rate": learning_rate}
+    return Call({f"fit.vae.{k}": v for k, v in flags.items()}, {"minutes": minutes, "noreload": noreload})
+
+
+@_stage("train-dynamics", "wmrl.stages.train_dynamics:train_dynamics", "dynamics")
+def train_dynamics(
+    dynamics: Annotated[str | None, _option("The kind of dynamics model: mdn-rnn, ...")] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    untrained: Annotated[bool, _option("Save a randomly initialised model: a baseline.", "--untrained")] = False,
+    minutes: Minutes = None,
+    noreload: NoReload = False,
+) -> Call:
+    """Train the dynamics (M) on the rollouts, seen through the representation."""
+    flags = {"steps": steps, "batch": batch_size, "learning_rate": learning_rate}
+    run = {"untrained": untrained, "minutes": minutes, "noreload": noreload}
+    return Call({**{f"fit.dynamics.{k}": v for k, v in flags.items()}, "dynamics.kind": dynamics}, run)
+
+
+@_stage("train-controller", "wmrl.stages.train_controller:train_controller", "controller")
+def train_controller(
+    pop_size: Annotated[int | None, _option("Candidates in a generation.")] = None,
+    n_samples: Annotated[int | None, _option("Rollouts of each candidate.")] = None,
+    generations: Annotated[int | None, _option("Generations.")] = None,
+    target_return: Annotated[float | None, _option("Stop early at this mean validation return.")] = None,
+    max_workers: Annotated[
+        int, typer.Option("--max-workers", "--num-envs", help="At most so many environments alive at once.")
+    ] = 256,
+    where: Annotated[str | None, _option("env, or dream: inside the world model.")] = None,
+    display: Annotated[bool, _option("Show the progress bar even where stderr is no terminal.", "--display")] = False,
+    minutes: Minutes = None,
+    noreload: NoReload = False,
+) -> Call:
+    """Train the controller (C) in the environment, or in the dream."""
+    own = {"population": pop_size, "samples": n_samples, "generations": generations, "where": where}
+    flags = {f"trainer.{k}": v for k, v in own.items()} | {"trainer.target_return": target_return}
+    run = {"max_workers": max_workers, "display": display, "minutes": minutes, "noreload": noreload}
+    return Call(flags, run)
+
+
+@app.command("describe")
+def describe(
+    prefix: Annotated[str | None, typer.Argument(help="A table or a component: fit.vae, dynamics.mdn-rnn.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print every key of a pipeline: type, default, meaning, unit and source."""
+    from wmrl.describe import run
+
+    run(prefix, json)
+
+
+@app.command("status")
+def status(
+    logdir: Annotated[Path | None, typer.Argument(help="A logdir; the one used last if left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what exists in a logdir, what is stale and why, scores, and the next command to run."""
+    from wmrl import session
+    from wmrl.errors import ConfigError
+    from wmrl.status import run
+
+    folder = logdir or session.last()
+    if folder is None:
+        raise ConfigError("no logdir was used here yet; name one: wmrl status LOGDIR")
+    run(folder, json)
+
+
+@app.command("doctor")
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show versions, devices, threads, disk, codecs, display and extras: what works and what to install."""
+    from wmrl.doctor import run
+
+    run(json)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"wmrl {wmrl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """World models in reinforcement learning."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; a user's error becomes one line and its exit code.
+
+    Args:
+        argv: The words after `wmrl`; those of the process if None.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        app(words)
+    except (UserError, Stopped) as error:
+        if "--debug" in words:
+            raise
+        word = "stopped" if isinstance(error, Stopped) else "error"
+        _complain(f"{word}: {error}" if word == "error" else str(error))
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        _complain(f"error: {type(error).__name__}: {error} (a bug, or a full machine; --debug shows the traceback)")
+        sys.exit(1)
+
+
+def _complain(line: str) -> None:
+    typer.echo(" ".join(line.split()), err=True)

@@ -1,0 +1,84 @@
+"""Run one stage: device, log, lock, and the call itself."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wmrl import files
+from wmrl.errors import ConfigError
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline
+from wmrl.run import Run, cores
+from wmrl.store import Store
+
+
+def launch(
+    name: str,
+    target: str,
+    pipe: Pipeline,
+    logdir: Path,
+    common: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    options: Callable[[], Any] | None,
+) -> None:
+    """Run the stage `target` ("module:function") on `logdir`.
+
+    Args:
+        name: The stage's name in logs.
+        target: Where the stage's function is.
+        pipe: The resolved pipeline.
+        logdir: The run's folder.
+        common: The options that every stage has.
+        settings: Fields of `Run` that the command sets.
+        options: Makes the stage's further argument, if it takes one.
+
+    Raises:
+        UserError: whatever the stage raises.
+    """
+    module, _, function = target.partition(":")
+    run = _settings(common, settings)
+    store = Store(logdir, pipe)
+    with store.lock():
+        files.sweep(logdir)
+        store.remember()
+        verbosity = int(common["verbose"]) - int(common["quiet"])
+        bar = False if common["no_progress"] else (True if run.display else None)
+        with Log(name, logdir, progress=bar, verbosity=verbosity, as_json=run.json, track=common["track"]) as log:
+            stage = getattr(importlib.import_module(module), function)
+            more = () if options is None else (options(),)
+            stage(pipe, store, log, run, *more)
+
+
+def _settings(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
+    if common["precision"] not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"--precision is auto, fp32 or bf16, not {common['precision']!r}")
+    threads = common["threads"] if common["threads"] is not None else cores()
+    for flag, value in {"--threads": threads, "--max-workers": settings.get("max_workers", 1)}.items():
+        if value < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {value}")
+    return Run(
+        device=_device(common["device"]),
+        precision=common["precision"],
+        threads=threads,
+        json=common["json"],
+        **settings,
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, not {asked!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {asked}: this machine (or this build of torch) has no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {asked}: there are only {torch.cuda.device_count()} CUDA devices")
+    return asked

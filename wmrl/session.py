@@ -1,0 +1,120 @@
+"""From what was typed to what is run: which pipeline, which logdir, and do the two agree."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmrl import pipeline
+from wmrl.pipeline import STORED, Pipeline
+
+LAST = Path("runs", ".last")
+"""Keeps the logdir used last, for a stage that is called without a pipeline and without a logdir."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says about the run.
+
+    Args:
+        pipeline: A name, a TOML file, a logdir, or None.
+        logdir: `--logdir`, or None.
+        data: `--data`, or None.
+        sets: The `--set a.b=c` of the call.
+        flags: Keys of the pipeline that have flags of their own; None where a flag was not given.
+    """
+
+    pipeline: str | None = None
+    logdir: Path | None = None
+    data: Path | None = None
+    sets: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> tuple[Pipeline, Path]:
+    """The pipeline and the logdir of a call.
+
+    Without a pipeline, the one stored in the logdir holds; without both, the logdir used last, else the default.
+
+    Args:
+        asked: What was typed.
+        writes: The artifact that the stage makes ("vae"), if any.
+        anew: Whether the stage begins anew (`--noreload`).
+
+    Raises:
+        ConfigError: for an unknown pipeline or key, or one that differs from what the logdir was begun with.
+        ArtifactError: if a stored pipeline is damaged.
+    """
+    source, logdir = _source(asked)
+    name, table = pipeline.read(source)
+    own_env = pipeline.parse({"name": name, **table}).env.id
+    pipe = _override(name, table, asked, own_env)
+    folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own_env))
+    if (folder / STORED).exists():
+        pipe = _continue(folder, pipe, writes if anew else None)
+    return pipe, folder
+
+
+def remember(logdir: Path) -> None:
+    """Note `logdir` as the one used last. A read-only folder is no reason to fail."""
+    with contextlib.suppress(OSError):
+        LAST.parent.mkdir(exist_ok=True)
+        LAST.write_text(f"{logdir}\n")
+
+
+def last() -> Path | None:
+    """The logdir used last, if it still exists."""
+    try:
+        path = Path(LAST.read_text().strip())
+    except OSError:
+        return None
+    return path if path.is_dir() and (path / STORED).exists() else None
+
+
+def _source(asked: Asked) -> tuple[str, Path | None]:
+    """Where the pipeline is read from, and the logdir if it is settled already."""
+    if asked.pipeline is not None:
+        return asked.pipeline, asked.logdir
+    if asked.logdir is not None:
+        return (str(asked.logdir) if (asked.logdir / STORED).exists() else pipeline.DEFAULT), asked.logdir
+    if (recent := last()) is not None:
+        print(f"logdir: {recent} (used last; name another with --logdir)", file=sys.stderr)
+        return str(recent), recent
+    return pipeline.DEFAULT, None
+
+
+def _override(name: str, table: dict[str, Any], asked: Asked, own_env: str) -> Pipeline:
+    sets = [*asked.sets, *flags_as_sets(asked.flags)]
+    moved = pipeline.with_overrides(table, sets)
+    env = moved.get("env", {}).get("id", own_env)
+    if asked.data is not None:
+        moved["data"] = str(asked.data)
+    elif env != own_env and not any(s.startswith("data=") for s in sets):
+        moved["data"] = ""
+    return pipeline.parse({"name": name, **moved})
+
+
+def flags_as_sets(flags: Mapping[str, Any]) -> Iterable[str]:
+    """Flags that were given, as overrides in TOML."""
+    for key, value in flags.items():
+        if value is not None:
+            yield f"{key}={_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _continue(folder: Path, pipe: Pipeline, anew: str | None) -> Pipeline:
+    from wmrl import store
+
+    stored = pipeline.load(folder)
+    store.reconcile(folder, stored, pipe, anew)
+    return dataclasses.replace(pipe, name=stored.name)
