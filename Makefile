@@ -88,21 +88,21 @@ $(call field,$(1),2)/complete.h5: pipelines/$(call field,$(1),3).toml | $(VENV)
 .PRECIOUS: $(call field,$(1),2)/complete.h5
 endef
 
-# run|LOGDIR|PIPELINE|SEED|DATA|--data|VAE: SEED and --data are - where they are the file's own
+# run|LOGDIR|PIPELINE|SEED|DATA|--data|FROM: SEED and --data are - where they are the file's own
 logdir = $(call field,$(1),2)
 flags = --logdir $(logdir)$(patsubst %, --data %,$(call field,$(1),6))$(patsubst %, --seed %,$(call field,$(1),4))
 toml = pipelines/$(call field,$(1),3).toml
 stage = $(WMRL) $(2) $(toml) $(flags)
 complete = $(call field,$(1),5)/complete.h5
-vae = $(call field,$(1),7)
+from = $(call field,$(1),7)
 define RUN_RULES
-$(logdir)/vae.h5: $(toml) $(complete) | $(VENV)
+$(logdir)/vae.h5: $(toml) $(complete) $(from) | $(VENV)
 	$(call stage,$(1),train-vae)
 	@touch -c $$@ || true
-$(logdir)/dynamics.h5: $(toml) $(complete) $(vae) | $(VENV)
+$(logdir)/dynamics.h5: $(toml) $(complete) $(logdir)/vae.h5 | $(VENV)
 	$(call stage,$(1),train-dynamics)
 	@touch -c $$@ || true
-$(logdir)/controller.h5: $(toml) $(vae) $(logdir)/dynamics.h5 | $(VENV)
+$(logdir)/controller.h5: $(toml) $(logdir)/vae.h5 $(logdir)/dynamics.h5 | $(VENV)
 	$(call stage,$(1),train-controller)
 	@touch -c $$@ || true
 $(logdir)/test.h5: $(toml) $(logdir)/controller.h5 | $(VENV)

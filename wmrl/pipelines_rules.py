@@ -3,7 +3,7 @@
 Runs as a script under any python3 >= 3.11, before anything is installed: the standard library only.
 
     data|FOLDER|PIPELINE|ENV                     this pipeline makes the dataset (ENV: instead of its own environment)
-    run|LOGDIR|PIPELINE|SEED|FOLDER|--data|VAE   a run and what it reads; VAE is another run's where `from` says so
+    run|LOGDIR|PIPELINE|SEED|FOLDER|--data|FROM  a run and what it reads; FROM is another run's vae.h5, if it is shared
     goal|PIPELINE|LOGDIR                         `make PIPELINE` makes this run
     ok                                           all was read
 
@@ -95,10 +95,12 @@ def logdir_of(chain: Chain) -> str:
     return _path("/".join(["runs", chain.name, *([slug(chain.env)] if chain.env else []), f"seed-{chain.seed}"]))
 
 
-def vae_of(pipe: dict[str, Any], chain: Chain) -> str:
-    """The trained representation that the run reads: its own, or the one that `representation.from` names."""
+def shared_vae(pipe: dict[str, Any]) -> str:
+    """The file that `representation.from` names, itself or by its folder; "" if the representation is the run's own."""
     shared = pipe.get("representation", {}).get("from")
-    return _path(shared) if shared else f"{logdir_of(chain)}/vae.h5"
+    if not shared:
+        return ""
+    return _path(shared) if str(shared).endswith(".h5") else f"{_path(shared).rstrip('/')}/vae.h5"
 
 
 def chains(pipes: dict[str, dict[str, Any]], goals: Sequence[str], asked: Sequence[int], env: str) -> Iterator[Chain]:
@@ -126,7 +128,7 @@ def words(pipes: dict[str, dict[str, Any]], goals: Sequence[str], asked: Sequenc
         chain = queue.pop(0)
         if chain not in known:
             known[chain] = None
-            queue += by_file(pipes, [vae_of(pipes[chain.name], chain)])
+            queue += by_file(pipes, [shared_vae(pipes[chain.name])])
     yield from _data_words(pipes, known)
     yield from (_run_word(pipes[chain.name], chain) for chain in known)
     yield from (f"goal|{chain.name}|{logdir_of(chain)}" for chain in wanted)
@@ -143,7 +145,7 @@ def _data_words(pipes: dict[str, dict[str, Any]], known: dict[Chain, None]) -> I
 def _run_word(pipe: dict[str, Any], chain: Chain) -> str:
     seed = "-" if chain.seed == own_seed(pipe) else str(chain.seed)
     data = data_of(pipe, chain.env)
-    fields = [logdir_of(chain), chain.name, seed, data, data if chain.env else "-", vae_of(pipe, chain)]
+    fields = [logdir_of(chain), chain.name, seed, data, data if chain.env else "-", shared_vae(pipe) or "-"]
     return "|".join(["run", *fields])
 
 
