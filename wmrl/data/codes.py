@@ -30,7 +30,7 @@ MEMORY = 1 << 30
 """The most bytes of codes that are kept in memory; larger ones are made anew for each batch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Codes:
     """Encoded episodes in memory, a source of `windows` in place of `Episodes`.
 

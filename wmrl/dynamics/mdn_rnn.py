@@ -100,9 +100,9 @@ class MDNRNN(nn.Module):
     def loss(self, latent: Tensor, batch: Batch, *, rng: torch.Generator | None = None) -> Loss:
         """Negative log-likelihood of the next latents, and the errors of reward and termination, on windows.
 
-        Latents are (B, T + 1, Z); the memory is zero at the first. The scalar is (Z nll + reward + termination) / (Z + 2),
-        as ctallec weighs them. Metrics: `nll` in nats per latent dimension, `reward` squared error, `termination`
-        cross entropy in nats.
+        Latents are (B, T + 1, Z); the memory is zero at the first. The scalar is (Z nll + reward + termination) /
+        (Z + 2), as ctallec weighs them. Metrics: `nll` in nats per latent dimension, `reward` squared error,
+        `termination` cross entropy in nats.
         """
         h, _ = self.rnn(torch.cat([latent[:, :-1], batch.action], -1))  # (B, T, H)
         nll = -masked_mean(self.next(h).log_prob(latent[:, 1:]), batch.mask) / self.size

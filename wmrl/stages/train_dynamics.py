@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from wmrl.fit import fit
 
 from wmrl import artifact, seeding
-from wmrl.artifact import Artifact
 from wmrl.config import build, resolved
 from wmrl.data import codes
 from wmrl.data.windows import Source, windows
 from wmrl.dynamics import DYNAMICS
-from wmrl.fit import fit
 from wmrl.log import Log
-from wmrl.nn.heads import masked_mean
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
 from wmrl.spec import Actions, Batch, Space
@@ -79,6 +77,7 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         _refer(pipe, store, log)
         return
     episodes = store.episodes()
+    representation: Any
     representation, hash_ = store.component("vae", run.device)
     parents = {"data": episodes.hash, "representation": hash_}
     given = (representation.latent, episodes.actions)
@@ -152,19 +151,24 @@ def last_latent(world: WorldModel, data: Windows) -> float:
 
     Its standard deviations, one per dimension, are fitted to training windows.
     """
-    moves = [_moves(world, batch, rng) for batch, rng in data.sample()]
-    steps = sum(mask.sum() for _, mask in moves)
-    variance = sum((move.square() * mask[..., None]).sum((0, 1)) for move, mask in moves) / steps
-    variance = variance.clamp(min=1e-8)
-    tried = [_moves(world, batch, rng) for batch, rng in data.validation()]
-    nats = [0.5 * (move.square() / variance + variance.log() + math.log(2 * math.pi)).mean(-1) for move, _ in tried]
-    return float(masked_mean(torch.cat(nats), torch.cat([mask for _, mask in tried])))
+    squares, steps = torch.zeros((), device=data.device), 0.0
+    for batch, rng in data.sample():
+        move = _moves(world, batch, rng)
+        squares = squares + (move.square() * batch.mask[..., None]).sum((0, 1))
+        steps += float(batch.mask.sum())
+    variance = (squares / max(steps, 1.0)).clamp(min=1e-8)
+    nats, steps = 0.0, 0.0
+    for batch, rng in data.validation():
+        each = 0.5 * (_moves(world, batch, rng).square() / variance + variance.log() + math.log(2 * math.pi)).mean(-1)
+        nats += float((each * batch.mask).sum())
+        steps += float(batch.mask.sum())
+    return nats / max(steps, 1.0)
 
 
-def _moves(world: WorldModel, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """How latents change in each step, flat: (B, T, Z), and the mask (B, T)."""
-    latent = world.latents(batch, rng).flatten(2)
-    return latent[:, 1:] - latent[:, :-1], batch.mask
+def _moves(world: WorldModel, batch: Batch, rng: torch.Generator) -> Tensor:
+    """How latents change in each step, flat: (B, T, Z)."""
+    latent = world.latents(batch, rng).flatten(2).float()
+    return latent[:, 1:] - latent[:, :-1]
 
 
 def _report(world: WorldModel, untrained: WorldModel, data: Windows, log: Log) -> dict[str, dict[str, float]]:
@@ -173,10 +177,9 @@ def _report(world: WorldModel, untrained: WorldModel, data: Windows, log: Log) -
     if "nll" in rows["model"] and world.representation.latent.vocab is None:
         rows["last latent"] = {"nll": last_latent(world, data)}
     names = [name for name in rows["model"] if name != "loss"]
-    count = data.pipe.fit.dynamics.validation_batches * data.pipe.fit.dynamics.batch
-    log.out(
-        f"on {count} fixed validation windows of {data.pipe.fit.dynamics.length} steps; nll in nats per latent dimension:"
-    )
+    settings = data.pipe.fit.dynamics
+    count = settings.validation_batches * settings.batch
+    log.out(f"on {count} fixed validation windows of {settings.length} steps (nll: nats per latent dimension)")
     log.out(f"{'':12}" + "".join(f"{name:>14}" for name in names))
     for label, row in rows.items():
         log.out(f"{label:12}" + "".join(f"{row[name]:14.4f}" if name in row else f"{'-':>14}" for name in names))
