@@ -1,0 +1,83 @@
+"""Environments: one vector interface over envpool's C++ threads and gymnasium's own environments in processes.
+
+    with make(Env(id="CarRacing-v3"), 16, threads=2) as env:
+        obs = env.reset(range(16))                      # (16, 3, 64, 64) uint8: one fresh episode for each seed
+        out = env.step(actions, ids)                    # only the named slots move; out.obs is in the order of ids
+
+Nothing is ever reset behind the caller's back: an ended slot keeps its last frame and refuses to step. A further
+backend is one more module and one more line in `BACKENDS`, or an entry point in the group `wmrl.envs`.
+
+This file imports neither gymnasium nor torch, so that worker processes start quickly.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from wmrl.envs.names import canonical, fast
+from wmrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wmrl.envs.base import Outcome as Outcome
+    from wmrl.envs.base import VectorEnv as VectorEnv
+    from wmrl.envs.pixels import resize as resize
+    from wmrl.pipeline import Env
+
+BACKENDS = {
+    "envpool": "wmrl.envs.pool:PoolEnv",
+    "gymnasium": "wmrl.envs.processes:ProcessEnv",
+}
+"""backend -> "module:callable", called as `callable(env, n, threads=threads)`."""
+
+_LAZY = {"Outcome": "wmrl.envs.base", "VectorEnv": "wmrl.envs.base", "resize": "wmrl.envs.pixels"}
+
+
+def make(env: "Env", n: int, *, threads: int) -> "VectorEnv":
+    """A vector environment of at most `n` episodes at once.
+
+    Args:
+        env: The environment and what is seen of it.
+        n: Slots: the most episodes that are alive at once.
+        threads: Threads (envpool) or processes (gymnasium; 1 steps in this process) that step them.
+
+    Raises:
+        ConfigError: if the id is unknown, its spaces are not supported, or the backend cannot step it.
+        ArtifactError: if the environment needs a package that is not installed.
+    """
+    if n < 1 or threads < 1:
+        raise ValueError(f"make needs at least one environment and one thread, got n={n}, threads={threads}")
+    return backend(env)(env, n, threads=threads)
+
+
+def backend(env: "Env") -> Callable[..., "VectorEnv"]:
+    """The constructor that `env.backend` names; "auto" takes envpool where it is known to be the same game.
+
+    Raises:
+        ConfigError: if there is no such backend.
+    """
+    name: str = env.backend
+    if name == "auto":
+        name = "envpool" if fast(canonical(env.id)[0]) and _importable("envpool") else "gymnasium"
+    address = BACKENDS.get(name) or _plugins().get(name)
+    if address is None:
+        raise ConfigError(f"env.backend: {name!r} is not known; known: auto, {', '.join(BACKENDS)}")
+    module, _, attribute = address.partition(":")
+    found: Callable[..., VectorEnv] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def _plugins() -> dict[str, str]:
+    from wmrl.config import plugins
+
+    return plugins("envs")
+
+
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

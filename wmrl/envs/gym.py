@@ -1,0 +1,156 @@
+"""What gymnasium knows of an id, and whether we can show and steer it."""
+
+import importlib.metadata
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting would go to stdout
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from wmrl.envs.actions import ActionMap
+from wmrl.envs.board import Layout
+from wmrl.envs.names import canonical, is_atari
+from wmrl.envs.pixels import image_size, layout
+from wmrl.envs.worker import Plan, prepare
+from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
+from wmrl.pipeline import Env
+
+
+@dataclass(frozen=True)
+class Found:
+    """An environment that can be shown and steered.
+
+    Args:
+        spec: gymnasium's description.
+        modules: Modules that have to be imported first.
+        action_map: How actions become native.
+        order: Layout of the observed image; None if frames are rendered.
+        native: Height and width of frames, pixels.
+        fps: Frames a second.
+        versions: Packages that the results depend on.
+    """
+
+    spec: EnvSpec
+    modules: tuple[str, ...]
+    action_map: ActionMap
+    order: str | None
+    native: tuple[int, int]
+    fps: float
+    versions: dict[str, str]
+
+    @property
+    def pixels(self) -> str:
+        """Where frames come from."""
+        return "observation" if self.order else "render"
+
+
+def find(env: Env) -> Found:
+    """Look an id up, make one such environment, look at its spaces, and close it.
+
+    Raises:
+        ConfigError: if the id is unknown, or the environment cannot be shown or steered.
+        ArtifactError: if a package that it needs is missing.
+    """
+    env_id = canonical(env.id)[0]
+    spec, modules = _spec(env_id)
+    probe = _make(env_id, spec, modules)
+    try:
+        action_map = ActionMap(probe.action_space, env_id)
+        order, native = _look(probe, env_id)
+        fps = float(probe.metadata.get("render_fps") or 30.0)
+    finally:
+        probe.close()
+    return Found(spec, modules, action_map, order, native, fps, _versions(spec))
+
+
+def _spec(env_id: str) -> tuple[EnvSpec, tuple[str, ...]]:
+    module, colon, name = env_id.rpartition(":")
+    modules = (module,) if colon else _register(env_id)
+    if colon:
+        _import(module, env_id)
+    try:
+        return gymnasium.spec(name), modules
+    except gymnasium.error.Error as error:
+        raise ConfigError(f"env.id: {env_id!r} is not known: {_line(error)}") from error
+
+
+def _register(env_id: str) -> tuple[str, ...]:
+    """Plug-ins that gymnasium does not load by itself."""
+    package = "ale_py" if is_atari(env_id) else "minatar.gym" if env_id.startswith("MinAtar/") else None
+    if package is None:
+        return ()
+    try:
+        prepare([package])
+    except ImportError:
+        raise missing_extra(package.partition(".")[0]) from None
+    return (package,)
+
+
+def _import(module: str, env_id: str) -> None:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a console script does not see the folder that it is called from
+    try:
+        prepare([module])
+    except Exception as error:
+        raise ConfigError(f"env.id: the module of {env_id!r} cannot be imported: {_line(error)}") from error
+
+
+def _make(env_id: str, spec: EnvSpec, modules: tuple[str, ...]) -> gymnasium.Env:
+    plan = Plan(spec, modules, "hwc", 0, Layout(1, (1, 1), 1, (), "f4"))
+    try:
+        return plan.make()
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ArtifactError(f"{env_id} needs a package that is not installed: {_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{env_id} cannot be made: {_line(error)}") from error
+
+
+def _look(probe: gymnasium.Env, env_id: str) -> tuple[str | None, tuple[int, int]]:
+    """Layout of the observed image, or None; and the size of frames."""
+    space: Any = probe.observation_space
+    order = layout(space.shape, space.dtype) if getattr(space, "shape", None) else None
+    if order:
+        return order, image_size(space.shape, order)
+    if "rgb_array" not in probe.metadata.get("render_modes", ()):
+        seen = f"its observations are {type(space).__name__}{getattr(space, 'shape', None) or ''} of {space.dtype}"
+        raise ConfigError(f"env.id: {env_id} shows no pixels: {seen} and it has no render_mode 'rgb_array'")
+    return None, _rendered(probe, env_id)
+
+
+def _rendered(probe: gymnasium.Env, env_id: str) -> tuple[int, int]:
+    spec = probe.spec
+    assert spec is not None
+    try:
+        shower = gymnasium.make(spec, render_mode="rgb_array", max_episode_steps=-1, disable_env_checker=True)
+        try:
+            shower.reset(seed=0)
+            frame = np.asarray(shower.render())
+        finally:
+            shower.close()
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ArtifactError(f"{env_id} needs a package to render: {_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{env_id} cannot be rendered: {_line(error)}") from error
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ConfigError(f"env.id: {env_id} renders {frame.shape} of {frame.dtype}, not (H, W, 3) of uint8")
+    return frame.shape[0], frame.shape[1]
+
+
+def _versions(spec: EnvSpec) -> dict[str, str]:
+    entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
+    packages = ["gymnasium", "numpy", "opencv-python-headless"]
+    packages += ["box2d"] if "box2d" in entry else []
+    packages += ["ale-py"] if entry.startswith("ale_py") else []
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

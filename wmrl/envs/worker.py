@@ -1,0 +1,149 @@
+"""Steps gymnasium environments for some slots, in this process or as a worker of another.
+
+A worker is `python -c "from wmrl.envs.worker import main; main(FD)"`: it shares nothing with its parent but a socket
+(FD) and a board, so it neither forks threads nor imports the parent's script again. It ends when the socket does.
+"""
+
+import contextlib
+import importlib
+import mmap
+import os
+import signal
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from wmrl.envs.board import Board, Layout
+from wmrl.envs.pixels import resize, rgb
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to make an environment and what to look at.
+
+    Args:
+        spec: gymnasium's description of it.
+        modules: Modules to import first.
+        order: Layout of the observed image, or None: look at what it renders.
+        crop: Rows cut off at the bottom.
+        layout: The board.
+    """
+
+    spec: gymnasium.envs.registration.EnvSpec
+    modules: tuple[str, ...]
+    order: str | None
+    crop: int
+    layout: Layout
+
+    def make(self) -> gymnasium.Env:
+        """One environment, without a time limit: the base class of the backends counts."""
+        prepare(self.modules)
+        extra = {} if self.order else {"render_mode": "rgb_array"}
+        return gymnasium.make(self.spec, max_episode_steps=-1, disable_env_checker=True, **extra)
+
+
+def prepare(modules: Iterable[str]) -> None:
+    """Import what registers or defines an environment."""
+    for name in modules:
+        module = importlib.import_module(name)
+        if name == "ale_py":
+            module.ALEInterface.setLoggerMode(module.LoggerMode.Error)  # no banner for each game
+        if name == "minatar.gym":
+            module.register_envs()
+
+
+class EnvFailed(Exception):
+    """An environment raised: which slot, doing what, the error in one line, the traceback."""
+
+    def __init__(self, slot: int, doing: str, error: Exception):
+        self.report = (slot, doing, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
+        super().__init__(*self.report[:3])
+
+
+class Block:
+    """The environments of some slots, made when first needed and kept from episode to episode."""
+
+    def __init__(self, plan: Plan, board: Board):
+        self._plan, self._board = plan, board
+        self._envs: dict[int, gymnasium.Env] = {}
+
+    def call(self, name: str, argument: Any) -> None:
+        """One of the methods below, by name.
+
+        Raises:
+            EnvFailed: if an environment raises.
+        """
+        getattr(self, name)(argument)
+
+    def reset(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Begin an episode in each slot with its seed."""
+        for slot, seed in pairs:
+            try:
+                if slot not in self._envs:
+                    self._envs[slot] = self._plan.make()
+                observation, _ = self._envs[slot].reset(seed=seed)
+                self._show(slot, observation)
+            except Exception as error:
+                raise EnvFailed(slot, f"reset(seed={seed})", error) from error
+
+    def step(self, slots: Iterable[int]) -> None:
+        """Step each slot by the action on the board."""
+        board = self._board
+        for slot in slots:
+            try:
+                action = board.action[slot]
+                native = action.copy() if action.ndim else int(action)
+                observation, reward, terminated, truncated, _ = self._envs[slot].step(native)
+                board.reward[slot], board.terminated[slot], board.truncated[slot] = reward, terminated, truncated
+                self._show(slot, observation)
+            except Exception as error:
+                raise EnvFailed(slot, "step", error) from error
+
+    def close(self) -> None:
+        """Close the environments."""
+        while self._envs:
+            self._envs.popitem()[1].close()
+
+    def _show(self, slot: int, observation: Any) -> None:
+        if self._plan.order is None:
+            frame = np.asarray(self._envs[slot].render())
+        else:
+            frame = rgb(np.asarray(observation)[None], self._plan.order)[0]
+        board, kept = self._board, slice(slot, slot + 1)
+        if frame.shape != board.frames.shape[1:] or frame.dtype != np.uint8:
+            raise ValueError(f"showed a frame {frame.shape} of {frame.dtype}, not {board.frames.shape[1:]} of uint8")
+        board.frames[slot] = frame
+        resize(board.frames[kept], self._plan.layout.size, self._plan.crop, out=board.obs[kept])
+
+
+def main(fd: int) -> None:
+    """Serve a parent until it goes away.
+
+    The first message is the plan and the board's descriptor; then come ("reset", pairs) and ("step", slots), each
+    answered by None or by the report of an `EnvFailed`.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # the parent gets them too, and decides
+    os.set_inheritable(fd, False)
+    with Connection(fd) as parent, contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(parent)  # until the parent is gone
+
+
+def _serve(parent: Connection) -> None:
+    plan, board_fd = parent.recv()
+    os.set_inheritable(board_fd, False)
+    board = Board(plan.layout, mmap.mmap(board_fd, plan.layout.nbytes()))
+    os.close(board_fd)
+    block = Block(plan, board)
+    while True:
+        name, argument = parent.recv()
+        try:
+            block.call(name, argument)
+            parent.send(None)
+        except EnvFailed as failed:
+            parent.send(failed.report)
