@@ -70,7 +70,8 @@ def lookup(registry: Mapping[str, str], table: Mapping[str, Any], where: str) ->
     if kind not in registry:
         registry = {**plugins(where), **registry}
     if kind not in registry:
-        raise ConfigError(f"{where}.kind: {kind!r} is not known{hint(str(kind), registry)}")
+        problem = f"{kind!r} is not known" if kind is not None else "missing"
+        raise ConfigError(f"{where}.kind: {problem}{hint(str(kind or ''), registry)}")
     return _import(registry[kind], f"{where}.kind {kind!r}"), args
 
 

@@ -1,0 +1,95 @@
+"""Pipeline files: read, overridden, checked; and the logdir that follows from them."""
+
+import json
+
+import pytest
+
+from wmrl import pipeline
+from wmrl.errors import ArtifactError, ConfigError
+from wmrl.pipeline import load, parse
+
+
+def test_every_pipeline_file_loads():
+    assert "carracing-mdnrnn" in pipeline.names()
+    for name in pipeline.names():
+        pipe = load(name)
+        assert pipe.name == name and parse(pipe.table()) == pipe
+
+
+def test_overrides_take_toml_and_bare_words():
+    pipe = load(None, ["seed=4", "fit.vae.steps=7", "env.id=Pendulum-v1", "dynamics.hidden=32", "env.crop=true"])
+    assert (pipe.seed, pipe.fit.vae.steps, pipe.env.id, pipe.env.crop) == (4, 7, "Pendulum-v1", True)
+    assert pipe.dynamics["hidden"] == 32
+
+
+def test_a_nested_default_keeps_its_siblings():
+    assert load(None, ["fit.vae.steps=7"]).fit.vae.length == load(None).fit.vae.length == 8
+
+
+def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('dynamics = { kind = "mdn-rnn", hidden = 256 }')
+    assert load(file, ["dynamics.kind=other"]).dynamics == {"kind": "other"}
+    assert load(file, ["dynamics.kind=mdn-rnn"]).dynamics == {"kind": "mdn-rnn", "hidden": 256}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sede=3", "sede: unknown key; did you mean 'seed'?"),
+        ("env.size=big", "env.size: expected int, got 'big'"),
+        ("env.size=0", "env.size: must be greater than 0, got 0"),
+        ("fit.vae.steps=-1", "fit.vae.steps: must be greater than 0, got -1"),
+        ("generate.rollouts=0", "generate.rollouts: must be greater than 0, got 0"),
+        ("validation=1.0", "validation: must lie between 0 and 1, got 1.0"),
+        ("seed=-1", "seed: must not be negative, got -1"),
+        ("nonsense", "--set takes a.b=c, got 'nonsense'"),
+        ("seed.x=1", "seed.x: 'seed' is a value, not a table"),
+        (
+            "generate.policy=controller",
+            "generate.controller: policy 'controller' needs the logdir of a trained controller",
+        ),
+    ],
+)
+def test_messages(override, message):
+    with pytest.raises(ConfigError) as error:
+        load("carracing-mdnrnn", [override])
+    assert str(error.value) == message
+
+
+def test_unknown_and_broken_files(tmp_path):
+    with pytest.raises(
+        ConfigError, match="no pipeline 'carracing-mdnrn' in pipelines/; did you mean 'carracing-mdnrnn'"
+    ):
+        load("carracing-mdnrn")
+    with pytest.raises(ConfigError, match="no pipeline file"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 3")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(tmp_path / "bad.toml")
+
+
+def test_a_logdir_holds_its_pipeline(tmp_path):
+    with pytest.raises(ArtifactError, match="it is no logdir"):
+        load(tmp_path)
+    (tmp_path / pipeline.STORED).write_text(json.dumps(load(None, ["seed=9"]).table()))
+    assert load(tmp_path).seed == 9
+    (tmp_path / pipeline.STORED).write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [("CarRacing-v3", "carracing"), ("ALE/Breakout-v5", "ale-breakout"), ("my.module:Thing-v0", "my.module-thing")],
+)
+def test_folders_are_named_after_environments(env_id, name):
+    assert pipeline.slug(env_id) == name
+    assert load(None, [f'env.id="{env_id}"', 'data=""']).data == f"datasets/{name}"
+
+
+def test_runs_do_not_collide():
+    own = load(None)
+    assert str(pipeline.logdir_of(own, own.env.id)) == "runs/carracing-mdnrnn/seed-1"
+    other = load(None, ["seed=3", "env.id=Pendulum-v1"])
+    assert str(pipeline.logdir_of(other, own.env.id)) == "runs/carracing-mdnrnn/pendulum/seed-3"

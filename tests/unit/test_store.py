@@ -1,0 +1,157 @@
+"""A logdir: artifacts come back as they were, know their parents, and refuse what does not fit."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl import artifact, pipeline
+from wmrl.artifact import Artifact
+from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.spec import Actions, Space
+from wmrl.store import Store, lock, rebuild, reconcile
+
+SMALL = {"kind": "mdn-rnn", "hidden": 8, "mixtures": 2}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "run", pipeline.load(None))
+
+
+def small_dynamics(**more):
+    from wmrl import config
+    from wmrl.dynamics import DYNAMICS
+
+    torch.manual_seed(0)
+    given = (Space((4,)), Actions(2, False))
+    table = config.resolved(DYNAMICS, SMALL, "dynamics")
+    module = config.build(DYNAMICS, table, "dynamics", *given)
+    return module, artifact.of(module, "dynamics", table, given, **more)
+
+
+def test_a_component_is_rebuilt_from_its_artifact_alone(store):
+    module, made = small_dynamics(parents={"data": "d1"}, facts={"steps": 5})
+    store.save("dynamics", made)
+    back = store.load("dynamics")
+    assert back.hash == made.hash and back.parents == {"data": "d1"} and back.facts["steps"] == 5
+    again, hash_ = store.component("dynamics")
+    assert hash_ == made.hash and not again.training
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_an_artifact_says_who_made_it(store):
+    store.save("dynamics", small_dynamics()[1])
+    facts = store.load("dynamics").facts
+    assert facts["provenance"]["wmrl"] and facts["provenance"]["argv"] and facts["provenance"]["packages"]["torch"]
+    assert facts["pipeline"]["seed"] == 1
+
+
+def test_the_content_hash_is_of_content():
+    made = small_dynamics()[1]
+    assert dataclasses.replace(made, facts={"at": "noon"}, parents={"data": "x"}).hash == made.hash
+    name = next(iter(made.tensors))
+    other = {**made.tensors, name: made.tensors[name] + 1e-3}
+    assert dataclasses.replace(made, tensors=other).hash != made.hash
+    assert dataclasses.replace(made, component={**made.component, "hidden": 9}).hash != made.hash
+    assert dataclasses.replace(made, role="vae").hash != made.hash
+
+
+def test_weights_that_do_not_fit_are_a_contract_error():
+    made = small_dynamics()[1]
+    with pytest.raises(ContractError, match="weights do not fit dynamics 'mdn-rnn'"):
+        rebuild(dataclasses.replace(made, component={**made.component, "hidden": 16}))
+
+
+def test_what_is_missing_says_how_to_make_it(store):
+    with pytest.raises(ArtifactError, match="dynamics.h5 is missing; make it: wmrl train-dynamics --logdir"):
+        store.load("dynamics")
+
+
+def test_parents_that_changed_are_named(store):
+    made = small_dynamics(parents={"representation": "a" * 64})[1]
+    store.fits("dynamics", made, {"representation": "a" * 64})
+    with pytest.raises(
+        ContractError, match="made from representation aaaaaaaa, but bbbbbbbb is there now; run: wmrl train"
+    ):
+        store.fits("dynamics", made, {"representation": "b" * 64})
+
+
+def test_a_reference_copies_nothing_and_notices_a_change(store, tmp_path):
+    other = Store(tmp_path / "other", store.pipe)
+    made = small_dynamics()[1]
+    other.save("dynamics", made)
+    store.refer("dynamics", str(tmp_path / "other"))
+    assert store.load("dynamics").hash == made.hash
+    assert store.path("dynamics").stat().st_size < other.path("dynamics").stat().st_size
+    name = next(iter(made.tensors))
+    other.save("dynamics", dataclasses.replace(made, tensors={**made.tensors, name: made.tensors[name] * 2}))
+    with pytest.raises(ContractError, match="has changed since"):
+        store.load("dynamics")
+
+
+def test_a_part_comes_back_and_can_be_dropped(store):
+    assert store.load_part("vae") is None and not store.begun("vae")
+    store.save_part("vae", {"step": 3, "model": {"w": torch.ones(2)}, "best": None})
+    back = store.load_part("vae")
+    assert back["step"] == 3 and back["best"] is None and store.begun("vae") and not store.exists("vae")
+    np.testing.assert_array_equal(back["model"]["w"], [1, 1])
+    store.drop_part("vae")
+    assert store.load_part("vae") is None
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = f"from wmrl.store import lock; from pathlib import Path\nwith lock(Path({str(tmp_path)!r})): pass"
+    with lock(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another wmrl process is working in" in second.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def begun(store, *names):
+    for name in names:
+        store.save_part(name, {"step": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=2", "seed: "),
+        ("env.size=96", "env.size: "),
+        ("representation.latent=16", "representation.latent: "),
+        ("fit.vae.batch=7", "fit.vae.batch: "),
+        ("validation=0.2", "validation: "),
+    ],
+)
+def test_a_changed_key_of_a_begun_stage_names_itself(store, override, message):
+    begun(store, "vae")
+    with pytest.raises(ConfigError) as error:
+        reconcile(store.logdir, store.pipe, pipeline.load(None, [override]))
+    assert str(error.value).startswith(message) and "--noreload" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["fit.vae.steps=999999", "dynamics.hidden=4", "trainer.samples=3", "test.episodes=5"]
+)
+def test_growth_and_stages_to_come_may_change(store, override):
+    begun(store, "vae")
+    reconcile(store.logdir, store.pipe, pipeline.load(None, [override]))
+
+
+def test_a_default_spelt_out_is_no_change(store):
+    begun(store, "dynamics")
+    reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.mixture=joint"]))
+    with pytest.raises(ConfigError, match=r"dynamics\.mixture"):
+        reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.mixture=per_dimension"]))
+
+
+def test_a_stage_begun_anew_may_change(store):
+    begun(store, "vae")
+    reconcile(store.logdir, store.pipe, pipeline.load(None, ["representation.latent=16"]), anew="vae")
+    with pytest.raises(ConfigError, match="seed"):
+        reconcile(store.logdir, store.pipe, pipeline.load(None, ["seed=2"]), anew="vae")
