@@ -1,1 +1,1 @@
-"""Rollouts on disk: shards of whole episodes, random windows of them, cached encodings, and the policies that fill them."""
+"""Rollouts on disk: shards of whole episodes, random windows of them, cached encodings, policies that fill them."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from wmrl import files, interrupts
 from wmrl.data.episodes import Episodes
-from wmrl.data.windows import Source
 from wmrl.errors import ArtifactError
 from wmrl.log import Log
 from wmrl.run import Run
@@ -115,32 +114,6 @@ def encoded(episodes: Episodes, representation: Any, hash_: str, folder: Path, *
         interrupts.check()
     _tidy(folder, wanted)
     return Codes(episodes.start, episodes.lengths, columns)
-
-
-def first_codes(rows: Source, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The codes of first frames of `n` real episodes, (n, *code): where dreams begin.
-
-    Episodes are drawn without replacement as far as there are enough. `rows` is what `source` gave; of raw episodes
-    the frames themselves are returned, which the representation has yet to encode.
-    """
-    count = len(rows.lengths)
-    turns = [rng.permutation(count) for _ in range(-(-n // count))]
-    picked = rows.start[:-1][np.concatenate(turns)[:n]]
-    order = np.argsort(picked, kind="stable")
-    columns = rows.gather(picked[order][:, None])
-    found = columns["code" if "code" in columns else "obs"][:, 0]
-    back = np.empty_like(found)
-    back[order] = found
-    return back
-
-
-def encode_first(episodes: Source, representation: Any, n: int, rng: np.random.Generator) -> Tensor:
-    """Codes of the first frames of `n` real episodes, encoded now: (n, *code). Needs no cached codes."""
-    frames = torch.from_numpy(first_codes(episodes, n, rng))
-    device = next((p.device for p in representation.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        parts = [representation.encode(part.to(device)) for part in frames.split(ENCODED_AT_ONCE)]
-    return torch.cat(parts)
 
 
 def _shards(episodes: Episodes) -> Iterator[tuple[tuple[int, int], str]]:

@@ -108,7 +108,10 @@ def write_shard(folder: Path, first: int, episodes: Sequence[Episode], meta: dic
         ArtifactError: if it cannot be written.
     """
     name = Name(first, len(episodes))
-    text = json.dumps({**meta, "format": FORMAT, "first": first, "count": len(episodes)}, sort_keys=True)
+    obs = episodes[0].obs
+    observation = {"shape": list(obs.shape[1:]), "dtype": obs.dtype.name}
+    head = {"format": FORMAT, "first": first, "count": len(episodes), "observation": observation}
+    text = json.dumps({**meta, **head}, sort_keys=True)
 
     def fill(file: h5py.File) -> None:
         file.attrs["meta"] = text
@@ -186,25 +189,37 @@ def index(folder: Path, names: Sequence[Name]) -> Index:
     """
     if not names:
         raise ArtifactError(f"{folder} holds no episodes; to make some: wmrl generate --data {folder}")
-    seeds, lengths, returns, hashes = [], [], [], []
+    tables: dict[str, list[np.ndarray]] = {"seeds": [], "lengths": [], "returns": []}
+    hashes: list[str] = []
     meta: dict[str, Any] = {}
+    at = 0
     for name in names:
-        path = folder / name.file
-        if name.first != sum(map(len, seeds)):
-            raise ArtifactError(f"{folder} lacks the episodes from {sum(map(len, seeds))} to {name.first - 1}")
-        with files.open(path, role=ROLE, verify=False) as file:
-            own = meta_of(file, path)
-            meta = meta or own
-            if any(own.get(key) != meta.get(key) for key in ("observation", "actions")):
-                raise ContractError(f"{path} holds other observations or actions than {folder / names[0].file}")
-            seeds.append(file["seed"][()])
-            lengths.append(np.diff(file["start"][()]) - 1)
-            returns.append(file["return"][()])
-        if len(seeds[-1]) != name.count:
-            raise ArtifactError(f"{path} holds {len(seeds[-1])} episodes, not {name.count} as its name says")
-        hashes.append(files.digest(path))
-    table = [np.concatenate(column) for column in (seeds, lengths, returns)]
-    return Index(tuple(names), tuple(hashes), *table, meta)
+        if name.first != at:
+            raise ArtifactError(
+                f"{folder} lacks the episodes {at} to {name.first - 1}; the same wmrl generate makes them"
+            )
+        at += name.count
+        own, table = _table(folder, name)
+        meta = meta or own
+        if any(own.get(key) != meta.get(key) for key in ("observation", "actions")):
+            raise ContractError(f"{folder / name.file} holds other observations or actions than {names[0].file}")
+        for key, values in table.items():
+            tables[key].append(values)
+        hashes.append(files.digest(folder / name.file))
+    columns = {key: np.concatenate(parts) for key, parts in tables.items()}
+    return Index(tuple(names), tuple(hashes), **columns, meta=meta)
+
+
+def _table(folder: Path, name: Name) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What one shard says of its making, and its column for each table of an index."""
+    path = folder / name.file
+    with files.open(path, role=ROLE, verify=False) as file:
+        meta = meta_of(file, path)
+        lengths = np.diff(file["start"][()]) - 1
+        table = {"seeds": file["seed"][()], "lengths": lengths, "returns": file["return"][()]}
+    if len(lengths) != name.count:
+        raise ArtifactError(f"{path} holds {len(lengths)} episodes, not {name.count} as its name says")
+    return meta, table
 
 
 def complete(folder: Path, names: Sequence[Name] | None = None) -> Index:

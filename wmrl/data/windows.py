@@ -103,7 +103,7 @@ def _tensor(columns: dict[str, np.ndarray], name: str) -> torch.Tensor | None:
     return torch.from_numpy(columns[name]) if name in columns else None
 
 
-class prefetch(Generic[T]):  # noqa: N801  used like a function
+class prefetch(Generic[T]):
     """Run an iterator in a background thread, a few items ahead; a context manager.
 
     Its exceptions are raised in the caller, in their place in the order. Closing it (or dropping it) ends the thread.

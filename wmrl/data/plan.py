@@ -1,0 +1,99 @@
+"""What `generate` still has to make: shard borders depend on episode numbers alone, so an interrupted run fits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wmrl.config import plain
+from wmrl.data import shards
+from wmrl.data.shards import Name
+from wmrl.errors import ConfigError
+from wmrl.pipeline import Pipeline
+
+
+def missing(have: Sequence[Name], total: int, per_shard: int) -> list[Name]:
+    """The shards to make so that the episodes 0 to `total` - 1 are there.
+
+    Args:
+        have: Shards that are there.
+        total: Number of episodes wanted.
+        per_shard: Shards begin and end at multiples of it, but for the last one of a finished dataset.
+    """
+    there = {name.first: name for name in have}
+    todo, at = [], 0
+    while at < total:
+        if at in there:
+            at += there[at].count
+            continue
+        border = (at // per_shard + 1) * per_shard
+        end = min([border, total, *(first for first in there if first > at)])
+        todo.append(Name(at, end - at))
+        at = end
+    return todo
+
+
+def base(folder: Path) -> int:
+    """Episodes of the dataset when it was last complete; 0 if it never was."""
+    return len(shards.read_complete(folder).seeds) if (folder / shards.COMPLETE).exists() else 0
+
+
+def total(folder: Path, rollouts: int, append: int) -> int:
+    """How many episodes there shall be: `rollouts`, or `append` more than when it was last complete.
+
+    Shards of an interrupted run count: a dataset is never made smaller.
+    """
+    done = base(folder)
+    wanted = (done or rollouts) + append if append else rollouts
+    if done >= wanted and not missing(shards.scan(folder), done, 1):
+        return done
+    return max([wanted, *(name.first + name.count for name in shards.scan(folder))])
+
+
+def recipe(pipe: Pipeline) -> dict[str, Any]:
+    """What decides how episodes come out: stored in every shard, and the same for all of a run."""
+    settings = pipe.generate
+    policy: dict[str, Any] = {"policy": settings.policy}
+    if settings.policy == "held":
+        policy["hold"] = settings.hold
+    if settings.policy == "controller":
+        policy |= {"controller": settings.controller, "noise": settings.noise}
+    return {"env": plain(pipe.env), "policy": policy, "seed": pipe.seed}
+
+
+def stored(folder: Path, append: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What the first shard says of its making, and what the first one of the run in progress says; None without one.
+
+    Args:
+        folder: The dataset.
+        append: Whether (how many) episodes are appended: those may be of another policy than the first ones.
+    """
+    names = shards.scan(folder)
+    if not names:
+        return None, None
+    first = shards.read_meta(folder / names[0].file)
+    later = [name for name in names if name.first >= base(folder)]
+    current = shards.read_meta(folder / later[0].file) if later else (None if append else first)
+    return first, current
+
+
+def check(folder: Path, ours: dict[str, Any], theirs: dict[str, Any], sections: Sequence[str]) -> None:
+    """Compare two recipes.
+
+    Raises:
+        ConfigError: naming the first key that differs.
+    """
+    for section in sections:
+        old, new = _flat(section, theirs.get(section)), _flat(section, ours.get(section))
+        for key in sorted(old.keys() | new.keys()):
+            if key == "env.backend" and new.get(key) == "auto":
+                continue
+            if old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{key}: {folder} was made with {old.get(key)!r}, this call says {new.get(key)!r}; "
+                    "name another folder with --data, or use the same value"
+                )
+
+
+def _flat(section: str, value: Any) -> dict[str, Any]:
+    name = "generate" if section == "policy" else section
+    return {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
