@@ -209,6 +209,80 @@ def train_controller(
     return Call(flags, run)
 
 
+@_stage("test-controller", "wmrl.stages.test_controller:test_controller")
+def test_controller(
+    episodes: Annotated[int | None, _option("How many of the fixed test seeds to play.")] = None,
+    max_steps: MaxSteps = None,
+    target_return: Annotated[float | None, _option("Exit with code 4 if the mean return is below this.")] = None,
+    baseline: Annotated[list[Path] | None, _option("Another logdir to show beside; repeatable.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="envpool: score on envpool's game too, beside gymnasium's.")
+    ] = "gymnasium",
+) -> Call:
+    """Score the trained controller on fixed test episodes; every return is kept."""
+
+    def options() -> Any:
+        from wmrl.stages.test_controller import TestOptions
+
+        return TestOptions(
+            episodes=episodes,
+            max_steps=max_steps,
+            target_return=target_return,
+            baselines=tuple(baseline or ()),
+            backend=backend,
+        )
+
+    return Call(options=options)
+
+
+@_stage("render", "wmrl.stages.render:render")
+def render(
+    out: Annotated[Path | None, _option("An .mp4 or .gif, or a .png for --strip and --curves.")] = None,
+    episode: Annotated[int | None, _option("Which recorded episode, from 0.")] = None,
+    from_data: Annotated[bool, _option("Take the episode from the dataset.", "--from-data")] = False,
+    fresh: Annotated[bool, _option("Play a new episode.", "--fresh")] = False,
+    episode_seed: Annotated[int | None, _option("Seed of a fresh episode, or of a dream.")] = None,
+    dream: Annotated[bool, _option("A pure dream from a real first frame.", "--dream")] = False,
+    reset_every: Annotated[int, typer.Option(help="Steps after which the dream begins again; 0: never.")] = 50,
+    temperature: Annotated[float, typer.Option(help="Of the draws in dreams.")] = 1.0,
+    steps: Annotated[int | None, _option("Show at most so many steps.")] = None,
+    strip: Annotated[bool, _option("A PNG of moments side by side.", "--strip")] = False,
+    moments: Annotated[int, typer.Option(help="How many moments a strip shows.")] = 8,
+    curves: Annotated[bool, _option("Draw the curves of all metrics as PNG.", "--curves")] = False,
+    compare: Annotated[list[Path] | None, _option("Another logdir whose curves to overlay; repeatable.")] = None,
+    frames: Annotated[Path | None, _option("A folder for numbered PNG frames.")] = None,
+    native: Annotated[bool, _option("The environment's own resolution; plays a fresh episode.", "--native")] = False,
+    height: Annotated[int, typer.Option(help="Height of a panel, pixels.")] = 256,
+    fps: Annotated[float | None, _option("Frames per second; by default the environment's.")] = None,
+) -> Call:
+    """Film an episode: real, reconstruction and dream side by side; or a strip, frames, a dream, curves."""
+
+    def options() -> Any:
+        from wmrl.stages.render import RenderOptions
+
+        return RenderOptions(
+            out=out,
+            episode=episode,
+            data=from_data,
+            fresh=fresh,
+            seed=episode_seed,
+            dream=dream,
+            reset_every=reset_every,
+            temperature=temperature,
+            steps=steps,
+            strip=strip,
+            moments=moments,
+            curves=curves,
+            compare=tuple(compare or ()),
+            frames=frames,
+            native=native,
+            height=height,
+            fps=fps,
+        )
+
+    return Call(options=options)
+
+
 @app.command("describe")
 def describe(
     prefix: Annotated[str | None, typer.Argument(help="A table or a component: fit.vae, dynamics.mdn-rnn.")] = None,
