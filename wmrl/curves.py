@@ -34,7 +34,7 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     """
     if not installed("matplotlib"):
         raise missing_extra("curves", "matplotlib")
-    runs = {_label(logdir, logdirs): collect(logdir) for logdir in logdirs}
+    runs = {label(logdir, logdirs): collect(logdir) for logdir in logdirs}
     names = sorted({name for curves in runs.values() for name in curves})
     if not names:
         raise ArtifactError(f"{', '.join(map(str, logdirs))}: no metrics yet; train something first")
@@ -45,10 +45,10 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     figure = Figure(figsize=(5 * ACROSS, 2.8 * rows), layout="constrained")
     for i, name in enumerate(names):
         plot = figure.add_subplot(rows, ACROSS, i + 1)
-        for label, curves in runs.items():
+        for run, curves in runs.items():
             if name in curves:
                 steps, values = curves[name]
-                plot.plot(steps, values, label=label, linewidth=1, marker="." if len(steps) == 1 else "")
+                plot.plot(steps, values, label=run, linewidth=1, marker="." if len(steps) == 1 else "")
         plot.set_title(name, fontsize=9)
         plot.tick_params(labelsize=7)
         plot.grid(alpha=0.3)
@@ -61,10 +61,10 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def _label(logdir: Path, all_of_them: Sequence[Path]) -> str:
+def label(logdir: Path, all_of_them: Sequence[Path]) -> str:
     """The shortest ending of the path that no other run shares."""
     for parts in range(1, len(logdir.parts) + 1):
         name = "/".join(logdir.parts[-parts:])
-        if sum("/".join(other.parts[-parts:]) == name for other in all_of_them) == 1:
+        if sum("/".join(other.parts[-parts:]) == name for other in set(all_of_them)) == 1:
             return name
     return str(logdir)

@@ -11,18 +11,18 @@ controller training, validation and test can therefore never share a track.
 plays the random policy (white noise) under a protocol and stores its returns in the package, as the row to beat.
 """
 
-import argparse
 import hashlib
+import importlib.metadata
 import importlib.resources
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from wmrl.artifact import Artifact
 from wmrl.errors import ConfigError
 from wmrl.seeding import number
 from wmrl.stats import Summary, summary
@@ -128,12 +128,37 @@ def named(name: str) -> Protocol:
 
 def random_score(of: Protocol) -> Score | None:
     """What the random policy scores under a protocol, if it was measured for at least as many episodes; else None."""
-    for entry in _baselines().iterdir():
+    folder = _baselines()
+    for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.name.endswith(".json"):
             stored = json.loads(entry.read_text())
             if stored["family"] == of.family and len(stored["returns"]) >= of.episodes:
                 return _score(of, stored)
     return None
+
+
+def baseline_text(score: Score, command: str) -> str:
+    """The JSON text that `random_score` reads, with the command that measured it."""
+    record = {
+        "protocol": asdict(score.protocol),
+        "family": score.protocol.family,
+        "policy": "white",
+        "command": command,
+        "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "box2d", "envpool", "numpy")},
+        "returns": [round(float(r), 6) for r in score.returns],
+        "lengths": score.lengths.tolist(),
+        "terminated": score.terminated.tolist(),
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
+def scores_in(made: Artifact) -> dict[str, Score]:
+    """The scores that a test artifact holds: protocol id -> score, the main one first."""
+    scores = {}
+    for name in made.facts["order"]:
+        columns = [made.tensors[f"{name}/{column}"] for column in ("returns", "lengths", "terminated")]
+        scores[name] = Score(Protocol(**made.facts["scores"][name]["protocol"]), *columns)
+    return scores
 
 
 def _score(of: Protocol, stored: Mapping[str, Any]) -> Score:
@@ -147,3 +172,9 @@ def _baselines() -> Any:
 
 def _hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    from wmrl.scoring import main
+
+    main()

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 
 
 class Tee:
-    """A text stream that writes to another one and to the log file, so that foreign tracebacks and warnings are kept."""
+    """A text stream that writes to another one and to the log file: foreign tracebacks and warnings are kept."""
 
     def __init__(self, stream: TextIO, keep: "Log") -> None:
         self._stream, self._log, self._pending = stream, keep, ""
@@ -97,7 +97,7 @@ class Log:
 
     def __enter__(self) -> Self:
         self._tee = Tee(self._stderr, self)
-        sys.stderr = self._tee  # type: ignore[assignment]
+        sys.stderr = self._tee
         self.keep(f"$ {' '.join(sys.argv)}")
         return self
 
@@ -150,12 +150,12 @@ class Log:
         if self.as_json:
             self.say(text)
         else:
-            print(text, flush=True)
+            _print(text)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Print one JSON object with its schema version on stdout, if `--json` was given."""
         if self.as_json:
-            print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, default=_json), flush=True)
+            _print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, default=_json))
 
     def progress(self, done: float, total: float, unit: str = "steps", note: str = "") -> None:
         """Show how far the stage is, with rate and time left.
@@ -207,6 +207,11 @@ class Log:
         """Drop the metrics of later steps than `step`, after a resume; -1 drops all."""
         for sink in self._sinks:
             sink.rewind(step)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _tracker(track: str, stage: str, logdir: Path) -> Sink:

@@ -68,7 +68,8 @@ class Plain:
 
     def print(self, text: str, stream: TextIO) -> None:
         """Print a line."""
-        print(text, file=stream, flush=True)
+        stream.write(text + "\n")
+        stream.flush()
 
     def close(self) -> None:
         """Nothing to end."""

@@ -123,28 +123,29 @@ class Stills:
 
 
 class Strip:
-    """A PNG of some frames, evenly spaced in time, side by side: for papers and READMEs.
+    """A PNG of some moments, evenly spaced in time, side by side: for papers and READMEs.
 
     Args:
         path: Where the picture shall be.
-        total: How many frames will come.
+        total: How many moments there are.
         shown: How many of them to show.
+        first: A picture of the same height to put in front, or None.
+
+    Attributes:
+        wanted: The moments to add, in order.
     """
 
-    def __init__(self, path: Path, total: int, shown: int) -> None:
+    def __init__(self, path: Path, total: int, shown: int, first: np.ndarray | None = None) -> None:
         self.path = path
-        self._wanted = set(np.linspace(0, max(total - 1, 0), min(shown, max(total, 1))).round().astype(int).tolist())
-        self._frames: list[np.ndarray] = []
-        self._count = 0
+        self.wanted: list[int] = np.linspace(0, total - 1, min(shown, total)).round().astype(int).tolist()
+        self._frames = [] if first is None else [first]
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, frame: np.ndarray) -> None:
-        """Keep the frame if it is one of those to show."""
-        if self._count in self._wanted:
-            self._frames.append(frame)
-        self._count += 1
+        """Take the picture of the next moment."""
+        self._frames.append(frame)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

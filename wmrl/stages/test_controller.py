@@ -1,0 +1,229 @@
+"""Score the trained controller: fixed test seeds, a named protocol, every return kept."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from wmrl import artifact
+from wmrl.artifact import Artifact
+from wmrl.curves import label
+from wmrl.errors import ArtifactError, TargetMissed
+from wmrl.evaluation import Score, protocol, random_score, scores_in
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline
+from wmrl.recording import episodes_in
+from wmrl.rollout import Agent, Policy
+from wmrl.run import Run
+from wmrl.scoring import Tally, complete, environments, game_seeds
+from wmrl.store import Store
+
+RECORDED = 2  # episodes kept whole, for `render`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions:
+    """The flags of `wmrl test-controller`.
+
+    Args:
+        episodes: How many of the fixed test seeds to play (`--episodes`); None: the pipeline's `test.episodes`.
+        max_steps: Cap on the steps of an episode (`--max-steps`); None: the pipeline's, else the environment's own.
+        target_return: Mean return below which the exit code is 4 (`--target-return`); None: no target.
+        baselines: Other logdirs whose stored scores are shown beside (`--baseline`, repeatable).
+        backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`).
+    """
+
+    __test__ = False  # no test class, whatever its name
+
+    episodes: int | None = None
+    max_steps: int | None = None
+    target_return: float | None = None
+    baselines: tuple[Path, ...] = ()
+    backend: str = "gymnasium"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    score: Score
+    comparable: bool
+
+    def record(self) -> dict[str, Any]:
+        """The line as JSON has it."""
+        conditions = {"protocol": self.score.protocol.id, "protocol_hash": self.score.protocol.hash}
+        numbers = self.score.summary().record()
+        return {"name": self.name, **conditions, "comparable": self.comparable, **numbers}
+
+
+def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions | None = None) -> None:
+    """Play the test episodes with the trained controller: world model and controller -> test.
+
+    Raises:
+        ArtifactError: if a part, or a baseline's score, is missing.
+        ContractError: if the parts were not made for each other.
+        TargetMissed: if the mean return is below the target; everything is saved and shown before.
+        Stopped: after a signal; the episodes finished are kept.
+    """
+    options = options or TestOptions()
+    others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
+    scores = _play(pipe, store, log, run, options)
+    _show(log, _rows(str(store.logdir), scores, others), options.target_return)
+    mean = float(scores[0].returns.mean())
+    if options.target_return is not None and mean < options.target_return:
+        raise TargetMissed(f"the mean return {mean:.1f} is below the target {options.target_return:g}")
+
+
+test_controller.__test__ = False  # type: ignore[attr-defined]
+
+
+def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> list[Score]:
+    """The scores of the protocols asked for, the main one first; what is stored already is not played again."""
+    world, parents = store.world(run.device)
+    store.fits("controller", store.load("controller"), parents)
+    controller, parents["controller"] = store.component("controller", run.device)
+    tallies = {} if run.noreload else _stored(store, parents, log)
+    asked = []
+    for backend in dict.fromkeys(["gymnasium", options.backend]):
+        wanted = protocol(
+            pipe.env.id,
+            episodes=options.episodes or pipe.test.episodes,
+            max_steps=options.max_steps or pipe.test.max_steps,
+            backend=backend,
+        )
+        asked.append(wanted.id)
+        tallies.setdefault(wanted.id, Tally(wanted, environments(wanted, run.threads, run.max_workers)))
+    ordered = {name: tallies[name] for name in [*asked, *tallies]}
+
+    def save() -> None:
+        store.save_part("test", {"parents": parents, "tallies": [t.tree() for t in ordered.values()]})
+
+    missing = [ordered[name] for name in asked if not ordered[name].complete]
+    for tally in missing:
+        _play_one(tally, pipe, Agent(world, Policy(controller)), log, run, save)
+    if missing or not store.exists("test"):
+        _save(store, parents, [t for t in ordered.values() if t.complete])
+        store.drop_part("test")
+        if not all(t.complete for t in ordered.values()):
+            save()
+    else:
+        log.say(f"{store.path('test')} is up to date")
+    return [ordered[name].score for name in asked]
+
+
+def _play_one(tally: Tally, pipe: Pipeline, agent: Agent, log: Log, run: Run, save: Any) -> None:
+    of = tally.protocol
+    log.say(
+        f"playing {of.id}: {of.episodes} episodes of {of.backend}'s {of.env_id}, "
+        f"{tally.environments} at a time, on {run.device}" + _from(len(tally.returns))
+    )
+    complete(tally, pipe.env, lambda games: agent, threads=run.threads, record=RECORDED, log=log, save=save)
+    numbers = asdict(tally.score.summary())
+    log.metrics(0, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
+
+
+_METRICS = {"return_mean": "mean", "return_std": "std", "return_iqm": "iqm", "ci_low": "low", "ci_high": "high"}
+
+
+def _from(done: int) -> str:
+    return f"; {done} were played before" if done else ""
+
+
+def _stored(store: Store, parents: dict[str, str], log: Log) -> dict[str, Tally]:
+    """What was played before with exactly these parts: complete scores, and one in progress."""
+    found: list[Tally] = []
+    if store.exists("test"):
+        made = artifact.read(store.path("test"), "test")
+        if made.parents == parents:
+            found += [_tally(made, name, score) for name, score in scores_in(made).items()]
+        else:
+            log.say(f"{store.path('test')} was made with other parts; testing anew")
+    part = store.load_part("test")
+    if part is not None and part["parents"] == parents:
+        found += [Tally.of_tree(tree) for tree in part["tallies"]]
+    return {tally.protocol.id: tally for tally in found}
+
+
+def _tally(made: Artifact, name: str, score: Score) -> Tally:
+    about, episodes = made.facts["scores"][name], episodes_in(made.tensors, f"{name}/episodes")
+    columns = (score.returns, score.lengths, score.terminated)
+    return Tally(score.protocol, about["environments"], *columns, episodes, about["fps"])
+
+
+def _save(store: Store, parents: dict[str, str], tallies: Sequence[Tally]) -> None:
+    tensors: dict[str, np.ndarray] = {}
+    about: dict[str, Any] = {}
+    for tally in tallies:
+        name, score = tally.protocol.id, tally.score
+        tensors |= {f"{name}/returns": score.returns, f"{name}/lengths": score.lengths}
+        tensors |= {f"{name}/terminated": score.terminated, f"{name}/seeds": _seeds(tally)}
+        for i, episode in enumerate(tally.episodes):
+            tensors |= episode.tensors(f"{name}/episodes/{i}")
+        about[name] = {
+            "protocol": asdict(tally.protocol),
+            "hash": tally.protocol.hash,
+            "environments": tally.environments,
+            "fps": tally.fps,
+            "summary": score.summary().record(),
+        }
+    facts = {"scores": about, "order": list(about)}
+    store.save("test", Artifact("test", tensors=tensors, parents=parents, facts=facts))
+
+
+def _seeds(tally: Tally) -> np.ndarray:
+    return np.array(game_seeds(tally.protocol), np.int64)
+
+
+def _baseline(logdir: Path, logdirs: Sequence[Path]) -> list[tuple[str, Score]]:
+    """The stored scores of another logdir."""
+    path = logdir / "test.h5"
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: run wmrl test-controller {logdir} before it can be a baseline")
+    return [(label(logdir, logdirs), score) for score in scores_in(artifact.read(path, "test")).values()]
+
+
+def _rows(own: str, scores: Sequence[Score], others: Sequence[tuple[str, Score]]) -> list[Row]:
+    """This logdir's scores, the other logdirs' (under the same protocol if there are such), the random policy's."""
+    main = scores[0].protocol.hash
+    named = [(own, score) for score in scores]
+    for name, score in others:
+        same = [s for n, s in others if n == name and s.protocol.hash == main]
+        named += [(name, score)] if score.protocol.hash == main or not same else []
+    named += [("random policy", score) for score in map(random_score, [s.protocol for s in scores]) if score]
+    return [Row(name, score, score.protocol.hash == main) for name, score in named]
+
+
+def _show(log: Log, rows: Sequence[Row], target: float | None) -> None:
+    log.out(_table(rows))
+    main = rows[0].score
+    result = {"protocol": main.protocol.id, "protocol_hash": main.protocol.hash, "scores": [r.record() for r in rows]}
+    met = None if target is None else bool(main.returns.mean() >= target)
+    log.result({**result, "returns": main.returns, "target_return": target, "target_met": met})
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """The rows as text; what was measured under another protocol than the first row is starred and said to be so."""
+    main = rows[0].score.protocol
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("", "protocol"):
+        table.add_column(head, no_wrap=True)
+    for head in ("episodes", "mean", "std", "95 % of mean", "IQM", "least", "most"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        s, name = row.score.summary(), row.score.protocol.id
+        numbers = [f"{s.mean:.1f}", f"{s.std:.1f}", f"{s.low:.1f} to {s.high:.1f}", f"{s.iqm:.1f}"]
+        star = "" if row.comparable else " *"
+        table.add_row(row.name, name + star, str(s.episodes), *numbers, f"{s.least:.1f}", f"{s.most:.1f}")
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None).print(table)
+    lines = [line.rstrip() for line in text.getvalue().strip("\n").split("\n")]
+    if not all(row.comparable for row in rows):
+        lines.append(f"* another protocol than {main.id} ({main.hash[:8]}): not comparable with it")
+    return "\n".join(lines)
