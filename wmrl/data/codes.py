@@ -184,7 +184,7 @@ def _load(path: Path, key: str, rows: int, log: Log, *, said: bool) -> dict[str,
         log.warn(f"{error}: its frames are encoded again")
         return None
     if not said:
-        log.say(f"{path.parent} holds codes of another representation: frames are encoded again")
+        log.say(f"{path.parent} holds codes of another representation or precision: frames are encoded again")
     return None
 
 
