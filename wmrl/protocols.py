@@ -1,7 +1,7 @@
 """What each part of a world-model agent promises to the others.
 
 For readers and for the type checker: no model imports this file, a part fits when it has these attributes and methods.
-Shapes: `*n` is any number of leading axes, B the batch, T the steps of a window, A `Actions.size`, N rows that are alive.
+Shapes: `*n` is any number of leading axes, B the batch, T the steps of a window, A `Actions.size`, N rows alive.
 """
 
 from collections.abc import Sequence
@@ -87,8 +87,11 @@ class Critic(Controller, Protocol):
 class Trainer(Protocol):
     """Improves a controller on the grounds it is given. Built as `Kind(*, ...)`."""
 
-    def train(self, controller: Any, grounds: Any) -> None:
-        """Change the parameters of `controller` in place; see `wmrl.trainers.grounds.Grounds`."""
+    def train(self, controller: Any, grounds: Any) -> dict[str, Any]:
+        """Change the parameters of `controller` in place; see `wmrl.trainers.grounds.Grounds`.
+
+        What it returns (histories, scores) is kept as facts in the controller's artifact.
+        """
 
 
 class Actor(Protocol):

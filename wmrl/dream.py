@@ -1,0 +1,108 @@
+"""A world model as something to roll out in: the stepping surface of an environment, and no environment behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmrl.rollout import Policy, check_finite, look
+from wmrl.seeding import generator, number
+from wmrl.spec import State, take
+from wmrl.world import WorldModel
+
+
+@dataclass
+class Dreamt:
+    """What one dreamt step of K rows led to; the observation is the controller's view of the state."""
+
+    obs: Tensor  # (K, ...)
+    reward: np.ndarray  # (K,) float32
+    terminated: np.ndarray  # (K,) bool
+    truncated: np.ndarray  # (K,) bool
+
+
+class Dream:
+    """Episodes that begin at real first frames and go on as the dynamics model imagines.
+
+    Args:
+        world: The frozen world model.
+        controller: Decides what is seen of a state (`looks_at`).
+        bank: (E, *code) encoded first frames of real episodes; an episode's seed picks one.
+        temperature: Of the dynamics' draws. Source: Ha & Schmidhuber 2018, 1.25 for Doom.
+        ends: When an episode ends: "threshold", where the chance to go on falls below 0.5; "sample", by a draw.
+        max_steps: Steps after which an episode is truncated.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        controller: Any,
+        bank: Tensor,
+        *,
+        temperature: float = 1.0,
+        ends: Literal["threshold", "sample"] = "threshold",
+        max_steps: int = 1000,
+    ) -> None:
+        self.world, self.controller, self.bank = world, controller, bank
+        self.temperature, self.ends, self.max_steps = temperature, ends, max_steps
+        self._state: State = ()
+        self._rows, self._steps = np.arange(0), 0
+
+    @torch.inference_mode()
+    def reset(self, seeds: Sequence[int]) -> Tensor:
+        """Begin an episode per seed; the views (N, ...) of their first states."""
+        self._rng = generator("dream", *seeds, device=self.bank.device)
+        first = torch.tensor([number("first frame", int(s)) % len(self.bank) for s in seeds], device=self.bank.device)
+        latent = self.world.draw(self.bank.index_select(0, first), sample=True, rng=self._rng)
+        self._state = self.world.dynamics.start(latent, rng=self._rng)
+        self._rows, self._steps = np.arange(len(seeds)), 0
+        return look(self.world, self.controller, self._state)
+
+    @torch.inference_mode()
+    def step(self, action: np.ndarray, ids: np.ndarray) -> Dreamt:
+        """Move the rows `ids` (K,), a subset of those moved last, in order; the others are forgotten."""
+        if len(ids) != len(self._rows):
+            index = torch.as_tensor(np.searchsorted(self._rows, ids), device=self.bank.device)
+            self._state, self._rows = take(self._state, index), ids
+        taken = torch.as_tensor(action, device=self.bank.device)
+        self._state, reward, cont = self.world.imagine(self._state, taken, rng=self._rng, temperature=self.temperature)
+        self._steps += 1
+        over = np.full(len(ids), self._steps >= self.max_steps)
+        view = look(self.world, self.controller, self._state)
+        return Dreamt(view, reward.cpu().numpy(), self._ended(cont).cpu().numpy(), over)
+
+    def _ended(self, cont: Tensor) -> Tensor:
+        if self.ends == "sample":
+            return torch.rand(cont.shape, generator=self._rng, device=cont.device) >= cont
+        return cont < 0.5
+
+
+class Dreamer:
+    """A policy as an `Actor` inside a `Dream`: what it is shown is its view already.
+
+    Args:
+        policy: What acts.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.inference_mode()
+    def begin(self, obs: Tensor, seeds: Sequence[int]) -> np.ndarray:
+        """As `Actor.begin`."""
+        self.policy.begin(len(obs), seeds)
+        return self.step(obs)
+
+    @torch.inference_mode()
+    def step(self, obs: Tensor) -> np.ndarray:
+        """As `Actor.step`."""
+        check_finite(obs)
+        return self.policy.act(obs).cpu().numpy()
+
+    @torch.inference_mode()
+    def keep(self, index: np.ndarray) -> None:
+        """As `Actor.keep`."""
+        self.policy.keep(torch.as_tensor(index))

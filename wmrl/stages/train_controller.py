@@ -1,0 +1,214 @@
+"""Improve a controller: a frozen world model and an environment, or dreams alone -> a controller."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wmrl import artifact, config, envs
+from wmrl.controllers import CONTROLLERS
+from wmrl.data.episodes import Episodes
+from wmrl.data.windows import windows
+from wmrl.dream import Dream, Dreamer
+from wmrl.errors import ContractError
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline
+from wmrl.rollout import Agent, Policy, Rollouts, play
+from wmrl.run import Run
+from wmrl.seeding import number
+from wmrl.store import Store
+from wmrl.trainers import TRAINERS
+from wmrl.trainers.grounds import Grounds, Score
+from wmrl.world import WorldModel
+
+NAME = "controller"
+PER_THREAD = 32
+"""Environments alive for each thread: a wave of CarRacing takes about half a minute, which is what a kill may cost."""
+DREAMERS = 1024
+"""Dreamt rows in a wave."""
+BANK = 1000
+"""First frames, at most, that dreams begin at."""
+
+
+def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
+    """Improve the controller on a frozen world model, awake or asleep, and save it.
+
+    Raises:
+        ArtifactError: if the world model or the dataset is missing or damaged.
+        ContractError: if they do not fit together, or have changed since the stage began.
+        UserError: if a rollout gives numbers that are not finite, or an environment fails.
+    """
+    world, parents = store.world(run.device)
+    episodes = store.episodes()
+    table = config.resolved(CONTROLLERS, pipe.controller, NAME)
+    given = (_view(table, world, episodes), episodes.actions)
+    controller = config.build(CONTROLLERS, pipe.controller, NAME, *given).to(run.device).requires_grad_(False).eval()
+    trainer = config.build(TRAINERS, pipe.trainer, "trainer")
+    course = Progress.load(store, {"data": episodes.hash, **parents}, pipe, log, run)
+    if course.complete and store.exists(NAME):
+        log.say(f"{store.path(NAME)} is complete; a larger trainer.generations continues it")
+        return
+    with course.threads(), ExitStack() as stack:
+        facts = trainer.train(controller, _grounds(pipe, world, episodes, controller, course, log, run, stack))
+    facts = {**facts, "trainer": course.trainer, "choices": course.choices}
+    store.save(NAME, artifact.of(controller, NAME, table, given, parents=course.parents, facts=facts))
+    course.finish(complete=not run.over())
+    log.say(f"saved {store.path(NAME)}")
+    log.result({"controller": str(store.path(NAME)), "global_step": course.step, **course.last})
+
+
+@dataclass
+class Progress:
+    """What the stage keeps besides the trainer's own state, and where both are kept.
+
+    Args:
+        store: The logdir.
+        parents: Content hashes of what the controller is made from.
+        trainer: The trainer's table, all defaults filled in.
+        choices: What was decided at the first start and holds ever after, so that results stay the same.
+        tree: The trainer's state, or None before its first save.
+        step: Global step of the last row of metrics.
+        last: The last values logged.
+        complete: Whether the trainer came to its end.
+    """
+
+    store: Store
+    parents: dict[str, str]
+    trainer: dict[str, Any]
+    choices: dict[str, int]
+    tree: dict[str, Any] | None = None
+    step: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    complete: bool = False
+
+    @classmethod
+    def load(cls, store: Store, parents: dict[str, str], pipe: Pipeline, log: Log, run: Run) -> "Progress":
+        """The state in the logdir, or a fresh one.
+
+        Raises:
+            ContractError: if it was begun with other parents.
+        """
+        trainer = config.resolved(TRAINERS, pipe.trainer, "trainer")
+        alive = min(run.max_workers, PER_THREAD * run.threads)
+        choices = {"environments": alive, "torch_threads": torch.get_num_threads()}
+        part = None if run.noreload else store.load_part(NAME)
+        if part is None:
+            log.rewind(-1)
+            return cls(store, parents, trainer, choices)
+        _same_parents(store, part["parents"], parents)
+        log.rewind(part["step"])
+        if part["choices"]["environments"] > run.max_workers:
+            log.warn(f"this search was begun with {part['choices']['environments']} environments and keeps them")
+        complete = part["complete"] and part["trainer"] == trainer
+        return cls(store, parents, trainer, part["choices"], part["tree"], part["step"], part["last"], complete)
+
+    def save(self, tree: dict[str, Any]) -> None:
+        """Keep the trainer's state, durably."""
+        self.tree = tree
+        names = ("parents", "trainer", "choices", "tree", "step", "last", "complete")
+        self.store.save_part(NAME, {name: getattr(self, name) for name in names})
+
+    def finish(self, *, complete: bool) -> None:
+        """Note that the artifact of this state is written."""
+        self.complete = complete
+        self.save(self.tree or {})
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """Compute with the number of threads that the stage began with: rounding depends on it."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.choices["torch_threads"])
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _same_parents(store: Store, old: dict[str, str], new: dict[str, str]) -> None:
+    for name, hash_ in old.items():
+        if new.get(name) != hash_:
+            raise ContractError(
+                f"{store.part(NAME)} was begun with {name} {hash_[:8]}, but {str(new.get(name))[:8]} is there now; "
+                f"run: wmrl train-controller --logdir {store.logdir} --noreload"
+            )
+
+
+def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple[int, ...]:
+    """The shape of what this kind of controller looks at."""
+    kind, _ = config.lookup(CONTROLLERS, table, NAME)
+    looks_at: str = getattr(kind, "looks_at", "features")
+    return episodes.observation.shape if looks_at == "frame" else tuple(world.feature_shape)
+
+
+def _grounds(
+    pipe: Pipeline,
+    world: WorldModel,
+    episodes: Episodes,
+    controller: nn.Module,
+    course: Progress,
+    log: Log,
+    run: Run,
+    stack: ExitStack,
+) -> Grounds:
+    device = torch.device(run.device)
+
+    @functools.cache
+    def awake() -> Rollouts:
+        n = course.choices["environments"]
+        env = stack.enter_context(envs.make(pipe.env, n, threads=run.threads))
+        _fits(env, episodes, pipe)
+        log.say(f"{n} environments on {run.threads} threads; {run.device}, {torch.get_num_threads()} torch threads")
+        play(env, Agent(world, Policy(controller)), [number(pipe.seed, "preflight", i) for i in range(2)], max_steps=3)
+        return Rollouts(env, lambda policy: Agent(world, policy), controller, n, device)
+
+    def asleep(temperature: float, ends: str, max_steps: int) -> Score:
+        bank = _bank(world, episodes, device)
+        dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
+        log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
+        return Rollouts(dream, Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
+
+    def note(step: int, metrics: dict[str, float]) -> None:
+        course.step, course.last = step, {**course.last, **metrics}
+        log.metrics(step, metrics)
+
+    return Grounds(
+        world=world,
+        batches=lambda batch, length: windows(episodes, batch, length, key=(pipe.seed, "train-controller")),
+        awake=lambda *args, **how: awake()(*args, **how),
+        asleep=asleep,
+        seed=pipe.seed,
+        save=course.save,
+        resume=lambda: course.tree,
+        log=note,
+        progress=lambda done, total, words: log.progress(done, total, "rollouts", words),
+        say=log.say,
+        over=run.over,
+    )
+
+
+def _fits(env: envs.VectorEnv, episodes: Episodes, pipe: Pipeline) -> None:
+    for what in ("observation", "actions"):
+        here, there = getattr(env, what), getattr(episodes, what)
+        if here != there:
+            raise ContractError(
+                f"{pipe.env.id} has {what} {here}, but the models were trained on {there} ({episodes.path})"
+            )
+
+
+def _bank(world: WorldModel, episodes: Episodes, device: torch.device) -> Tensor:
+    """Codes (E, *code) of the first frames of real episodes."""
+    with torch.inference_mode():
+        return torch.cat(
+            [world.encode(torch.from_numpy(o).to(device)) for o in _first_frames(episodes.start[:-1][:BANK], episodes)]
+        )
+
+
+def _first_frames(rows: Sequence[int], episodes: Episodes, block: int = 64) -> Iterator[np.ndarray]:
+    for i in range(0, len(rows), block):
+        yield episodes.gather(np.asarray(rows[i : i + block])[:, None])["obs"][:, 0]

@@ -1,0 +1,155 @@
+"""The course of an evolutionary search: all that is needed to continue it exactly, as arrays and numbers."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from wmrl.trainers.grounds import Scores
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation."""
+
+    number: int  # from 1
+    steps: int  # environment steps of training so far
+    seconds: float  # of search so far
+    sigma: float  # step size after it
+    fitness: np.ndarray  # (P,) mean return of each candidate
+
+
+@dataclass(frozen=True)
+class Check:
+    """A validation of the distribution's mean."""
+
+    generation: int
+    steps: int
+    seconds: float
+    returns: np.ndarray  # (E,) on the fixed validation episodes
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.returns.mean())
+
+
+@dataclass
+class Course:
+    """A search so far.
+
+    Args:
+        x0: (n,) where it began.
+        best: (n,) the mean that validated best; x0 before the first validation.
+        best_return: Its mean validation return.
+        steps: Environment steps of all finished generations.
+        seconds: Time spent searching, over all sessions.
+        generations: The finished generations.
+        checks: The validations.
+        kept: (generation, mean (n,)) snapshots.
+        scores: Rollouts of the generation in progress.
+        looking: Rollouts of the validation in progress.
+    """
+
+    x0: np.ndarray
+    best: np.ndarray
+    best_return: float = -np.inf
+    steps: int = 0
+    seconds: float = 0.0
+    generations: list[Generation] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    kept: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    scores: Scores | None = None
+    looking: Scores | None = None
+
+    @classmethod
+    def begin(cls, x0: np.ndarray) -> Self:
+        """A search that begins at x0."""
+        return cls(x0, x0)
+
+    def add(self, check: Check, mean: np.ndarray) -> None:
+        """Note a validation; its mean becomes the best if it is."""
+        self.checks.append(check)
+        if check.mean > self.best_return:
+            self.best, self.best_return = mean, check.mean
+
+    def tree(self) -> dict[str, Any]:
+        """The course as a tree of arrays and numbers."""
+        return {
+            "x0": self.x0,
+            "best": self.best,
+            "best_return": float(self.best_return) if self.checks else None,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "fitness": _stack([g.fitness for g in self.generations]),
+            "history": np.array([[g.number, g.steps, g.seconds, g.sigma] for g in self.generations]).reshape(-1, 4),
+            "checks": _stack([c.returns for c in self.checks]),
+            "check_history": np.array([[c.generation, c.steps, c.seconds] for c in self.checks]).reshape(-1, 3),
+            "kept": _stack([mean for _, mean in self.kept]),
+            "kept_generations": np.array([k for k, _ in self.kept], np.int64),
+            "scores": _scores(self.scores),
+            "looking": _scores(self.looking),
+        }
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Self:
+        """The course that `tree` was made from."""
+        past = zip(tree["history"], tree["fitness"], strict=True)
+        seen = zip(tree["check_history"], tree["checks"], strict=True)
+        kept = zip(tree["kept_generations"], tree["kept"], strict=True)
+        return cls(
+            tree["x0"],
+            tree["best"],
+            -np.inf if tree["best_return"] is None else tree["best_return"],
+            int(tree["steps"]),
+            float(tree["seconds"]),
+            [Generation(int(h[0]), int(h[1]), float(h[2]), float(h[3]), f) for h, f in past],
+            [Check(int(h[0]), int(h[1]), float(h[2]), r) for h, r in seen],
+            [(int(k), mean) for k, mean in kept],
+            tree["scores"] and Scores(**tree["scores"]),
+            tree["looking"] and Scores(**tree["looking"]),
+        )
+
+    def facts(self, last: np.ndarray) -> dict[str, Any]:
+        """What an artifact keeps of the search.
+
+        Args:
+            last: (n,) the distribution's mean at the end.
+        """
+        fitness = _stack([g.fitness for g in self.generations])
+        return {
+            "history": {
+                "generation": np.array([g.number for g in self.generations], np.int64),
+                "steps": np.array([g.steps for g in self.generations], np.int64),
+                "seconds": np.array([g.seconds for g in self.generations]),
+                "mean": fitness.mean(1) if len(fitness) else np.zeros(0),
+                "std": fitness.std(1) if len(fitness) else np.zeros(0),
+                "best": fitness.max(1) if len(fitness) else np.zeros(0),
+                "sigma": np.array([g.sigma for g in self.generations]),
+            },
+            "validation": {
+                "generation": np.array([c.generation for c in self.checks], np.int64),
+                "steps": np.array([c.steps for c in self.checks], np.int64),
+                "seconds": np.array([c.seconds for c in self.checks]),
+                "returns": _stack([c.returns for c in self.checks]),
+            },
+            "best": {"return": self.best_return, "generation": self._best_generation()},
+            "last": np.asarray(last),
+            "kept": {
+                "generation": np.array([k for k, _ in self.kept], np.int64),
+                "means": _stack([m for _, m in self.kept]),
+            },
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def _best_generation(self) -> int:
+        return max(self.checks, key=lambda c: c.mean).generation if self.checks else 0
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, 0))
+
+
+def _scores(scores: Scores | None) -> dict[str, np.ndarray] | None:
+    return None if scores is None else {"returns": scores.returns, "steps": scores.steps}
