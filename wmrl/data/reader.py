@@ -30,7 +30,7 @@ class Shard:
         try:
             self.file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
             self.small = {name: self.file[name][()] for name in SMALL}
-            self.obs: h5py.Dataset = self.file["obs"]
+            self._obs: h5py.Dataset = self.file["obs"]
         except (OSError, KeyError) as error:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
 
@@ -38,9 +38,16 @@ class Shard:
         """Copy the rows [first, last) of each column of `out` into its rows from `at` on."""
         for name, array in out.items():
             if name == "obs":
-                self.obs.read_direct(array, np.s_[first:last], np.s_[at : at + last - first])
+                self._read_obs(array[at : at + last - first], first)
             else:
                 array[at : at + last - first] = self.small[name][first:last]
+
+    def _read_obs(self, out: np.ndarray, first: int) -> None:
+        """h5py's low-level calls: its selections in Python take a fifth of the time of a 33-row window."""
+        count, zeros = out.shape, (0,) * (out.ndim - 1)
+        space = self._obs.id.get_space()
+        space.select_hyperslab((first, *zeros), count)
+        self._obs.id.read(h5py.h5s.create_simple(count), space, out)
 
 
 class Shards:
