@@ -88,18 +88,17 @@ $(call field,$(1),2)/complete.h5: pipelines/$(call field,$(1),3).toml | $(VENV)
 .PRECIOUS: $(call field,$(1),2)/complete.h5
 endef
 
-# run|LOGDIR|PIPELINE|SEED|DATA|--data|FROM: SEED and --data are - where they are the file's own
+# run|LOGDIR|PIPELINE|SEED|DATA|ENV|V|M: SEED and ENV are - where they are the file's own, V and M where the run's
 logdir = $(call field,$(1),2)
-flags = --logdir $(logdir)$(patsubst %, --data %,$(call field,$(1),6))$(patsubst %, --seed %,$(call field,$(1),4))
 toml = pipelines/$(call field,$(1),3).toml
-stage = $(WMRL) $(2) $(toml) $(flags)
 complete = $(call field,$(1),5)/complete.h5
-from = $(call field,$(1),7)
+other_env = $(if $(call field,$(1),6), --env-id $(call field,$(1),6) --data $(call field,$(1),5))
+stage = $(WMRL) $(2) $(toml) --logdir $(logdir)$(other_env)$(patsubst %, --seed %,$(call field,$(1),4))
 define RUN_RULES
-$(logdir)/vae.h5: $(toml) $(complete) $(from) | $(VENV)
+$(logdir)/vae.h5: $(toml) $(complete) $(call field,$(1),7) | $(VENV)
 	$(call stage,$(1),train-vae)
 	@touch -c $$@ || true
-$(logdir)/dynamics.h5: $(toml) $(complete) $(logdir)/vae.h5 | $(VENV)
+$(logdir)/dynamics.h5: $(toml) $(complete) $(logdir)/vae.h5 $(call field,$(1),8) | $(VENV)
 	$(call stage,$(1),train-dynamics)
 	@touch -c $$@ || true
 $(logdir)/controller.h5: $(toml) $(logdir)/vae.h5 $(logdir)/dynamics.h5 | $(VENV)

@@ -60,7 +60,7 @@ def describe(prefix: str | None = None) -> list[Row]:
     """The keys that begin with `prefix`; all of them without one.
 
     Args:
-        prefix: A table, a kind or a key: `fit`, `dynamics.mdn-rnn`, `env.size`; a kind may be left out: `dynamics.hidden`.
+        prefix: A table, a kind or a key: `fit`, `dynamics.mdn-rnn`, `env.size`, `dynamics.hidden` (any kind's).
 
     Raises:
         ConfigError: if nothing is called so; it names the nearest.

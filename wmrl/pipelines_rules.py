@@ -3,7 +3,7 @@
 Runs as a script under any python3 >= 3.11, before anything is installed: the standard library only.
 
     data|FOLDER|PIPELINE|ENV                     this pipeline makes the dataset (ENV: instead of its own environment)
-    run|LOGDIR|PIPELINE|SEED|FOLDER|--data|FROM  a run and what it reads; FROM is another run's vae.h5, if it is shared
+    run|LOGDIR|PIPELINE|SEED|FOLDER|ENV|V|M      a run and what it reads; V and M are files of other runs it shares
     goal|PIPELINE|LOGDIR                         `make PIPELINE` makes this run
     ok                                           all was read
 
@@ -22,6 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PATH = re.compile(r"[A-Za-z0-9._/+~@-]+")
 RUN = re.compile(r"runs/(?P<name>[^/]+)/seed-(?P<seed>\d+)/")
 DEFAULT_ENV = "CarRacing-v3"
+SHARED = {"representation": "vae.h5", "dynamics": "dynamics.h5"}
 
 
 class RulesError(Exception):
@@ -95,12 +96,13 @@ def logdir_of(chain: Chain) -> str:
     return _path("/".join(["runs", chain.name, *([slug(chain.env)] if chain.env else []), f"seed-{chain.seed}"]))
 
 
-def shared_vae(pipe: dict[str, Any]) -> str:
-    """The file that `representation.from` names, itself or by its folder; "" if the representation is the run's own."""
-    shared = pipe.get("representation", {}).get("from")
-    if not shared:
+def shared(pipe: dict[str, Any], part: str) -> str:
+    """The file that `from` names in the table `part`, itself or by its folder; "" if the part is the run's own."""
+    table = pipe.get(part, {})
+    if "from" not in table:
         return ""
-    return _path(shared) if str(shared).endswith(".h5") else f"{_path(shared).rstrip('/')}/vae.h5"
+    path = _path(table["from"])
+    return path if path.endswith(".h5") else f"{path.rstrip('/')}/{SHARED[part]}"
 
 
 def chains(pipes: dict[str, dict[str, Any]], goals: Sequence[str], asked: Sequence[int], env: str) -> Iterator[Chain]:
@@ -120,7 +122,7 @@ def by_file(pipes: dict[str, dict[str, Any]], files: Sequence[str]) -> Iterator[
 
 
 def words(pipes: dict[str, dict[str, Any]], goals: Sequence[str], asked: Sequence[int], env: str) -> Iterator[str]:
-    """All words for these goals, those of the runs whose representation they share included."""
+    """All words for these goals, those of the runs whose models they share included."""
     wanted = list(chains(pipes, goals, asked, env))
     known: dict[Chain, None] = {}
     queue = [*wanted, *by_file(pipes, goals), *(Chain(name, own_seed(pipe), "") for name, pipe in pipes.items())]
@@ -128,7 +130,7 @@ def words(pipes: dict[str, dict[str, Any]], goals: Sequence[str], asked: Sequenc
         chain = queue.pop(0)
         if chain not in known:
             known[chain] = None
-            queue += by_file(pipes, [shared_vae(pipes[chain.name])])
+            queue += by_file(pipes, [shared(pipes[chain.name], part) for part in SHARED])
     yield from _data_words(pipes, known)
     yield from (_run_word(pipes[chain.name], chain) for chain in known)
     yield from (f"goal|{chain.name}|{logdir_of(chain)}" for chain in wanted)
@@ -144,8 +146,8 @@ def _data_words(pipes: dict[str, dict[str, Any]], known: dict[Chain, None]) -> I
 
 def _run_word(pipe: dict[str, Any], chain: Chain) -> str:
     seed = "-" if chain.seed == own_seed(pipe) else str(chain.seed)
-    data = data_of(pipe, chain.env)
-    fields = [logdir_of(chain), chain.name, seed, data, data if chain.env else "-", shared_vae(pipe) or "-"]
+    others = [shared(pipe, part) or "-" for part in SHARED]
+    fields = [logdir_of(chain), chain.name, seed, data_of(pipe, chain.env), chain.env or "-", *others]
     return "|".join(["run", *fields])
 
 

@@ -1,0 +1,270 @@
+"""`wmrl status`: what a logdir holds, what each artifact was made from, what is stale and why, and what to run next."""
+
+import dataclasses
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wmrl import files, pipeline
+from wmrl.errors import ArtifactError
+from wmrl.pipeline import Pipeline
+from wmrl.store import MAKERS
+
+SCHEMA_VERSION = 1
+State = Literal["complete", "in progress", "missing", "stale", "damaged"]
+PARENTS = {"representation": "vae"}
+"""Names of parents that differ from those of their artifacts."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: the dataset, or an artifact of the logdir.
+
+    Args:
+        name: "data", "vae", "dynamics", "controller", "test" or "videos".
+        state: Whether it can be used.
+        path: Where it is, or would be.
+        detail: Its size, or how far it is.
+        why: What is stale or damaged.
+        hash: Content hash; "" if there is none.
+        parents: Content hashes of what it was made from, by the parents' names.
+        command: What makes it, continues it or replaces it.
+    """
+
+    name: str
+    state: State
+    path: str
+    detail: str = ""
+    why: str = ""
+    hash: str = ""
+    parents: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `wmrl status` says.
+
+    Args:
+        logdir: The run's folder.
+        pipeline: The name of its pipeline.
+        env: Its environment.
+        seed: Its seed.
+        busy: Whether a process works in the logdir at this moment.
+        entries: The dataset and the artifacts, in the order they are made.
+        scores: One record per protocol: name, protocol's hash, and the statistics of its returns.
+        next: The command to run next; "" if all is done.
+    """
+
+    logdir: str
+    pipeline: str
+    env: str
+    seed: int
+    busy: bool
+    entries: list[Entry]
+    scores: list[dict[str, Any]]
+    next: str
+
+
+def report(logdir: Path | str) -> Report:
+    """Look at a logdir; nothing in it is changed.
+
+    Raises:
+        ArtifactError: if it is no logdir of wmrl.
+    """
+    folder = Path(logdir)
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no folder {folder}; a logdir is made by the first stage, wmrl generate")
+    pipe = pipeline.load(folder)
+    entries = [_data(pipe, folder)]
+    for name in MAKERS:
+        entries.append(_artifact(name, folder, {entry.name: entry for entry in entries}))
+    entries.append(_videos(folder, entries[-1]))
+    todo = (entry.command for entry in entries if entry.state != "complete")
+    scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
+    return Report(str(folder), pipe.name, pipe.env.id, pipe.seed, _busy(folder), entries, scores, next(todo, ""))
+
+
+def run(logdir: Path | str, as_json: bool = False) -> None:
+    """Print the report to stdout.
+
+    Raises:
+        ArtifactError: as `report`.
+    """
+    found = report(logdir)
+    if as_json:
+        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)}, indent=2) + "\n")
+    else:
+        _print(found)
+
+
+def _data(pipe: Pipeline, logdir: Path) -> Entry:
+    """The dataset: complete if `complete.h5` and every shard that it lists are there."""
+    from wmrl.data import shards
+
+    folder = Path(pipe.data)
+    entry = Entry("data", "complete", str(folder), command=f"wmrl generate --logdir {logdir} --data {folder}")
+    names = shards.scan(folder)
+    if not (folder / shards.COMPLETE).exists():
+        have = sum(name.count for name in names)
+        state: State = "in progress" if have else "missing"
+        return dataclasses.replace(entry, state=state, detail=f"{have} of {pipe.generate.rollouts} episodes")
+    try:
+        index = shards.read_complete(folder)
+        for name, digest in zip(index.names, index.hashes, strict=True):
+            if files.digest(folder / name.file, role=shards.ROLE) != digest:
+                raise ArtifactError(f"{folder / name.file} is not the shard that {shards.COMPLETE} lists")
+    except ArtifactError as error:
+        return dataclasses.replace(entry, state="damaged", why=str(error))
+    detail = f"{len(index.lengths):,} episodes, {int(index.lengths.sum()):,} steps"
+    return dataclasses.replace(entry, detail=detail, hash=index.hash)
+
+
+def _artifact(name: str, logdir: Path, above: dict[str, Entry]) -> Entry:
+    path = logdir / f"{name}.h5"
+    entry = Entry(name, "missing", str(path), command=f"wmrl {MAKERS[name]} --logdir {logdir}")
+    try:
+        if not path.exists():
+            step = _progress(logdir / f"{name}.part.h5", name)
+            return dataclasses.replace(entry, state="in progress" if step else "missing", detail=step)
+        about = _about(path, name)
+    except ArtifactError as error:
+        remedy = f"{entry.command} --noreload"
+        return dataclasses.replace(entry, state="damaged", why=str(error), command=remedy)
+    facts, parents = about["facts"], about["parents"]
+    entry = dataclasses.replace(entry, state="complete", detail=_detail(about), hash=_hash(about), parents=parents)
+    why = _moved(facts, name) or _outdated(parents, above)
+    return dataclasses.replace(entry, state="stale", why=why, command=f"{entry.command} --noreload") if why else entry
+
+
+def _about(path: Path, role: str) -> dict[str, Any]:
+    """What an artifact says of itself, the whole file checked."""
+    with files.open(path, role=role) as file:
+        return files.get_tree(file["about"])
+
+
+def _hash(about: dict[str, Any]) -> str:
+    return str(about["facts"].get("hash") if "from" in about["facts"] else about["hash"])
+
+
+def _detail(about: dict[str, Any]) -> str:
+    facts, kind = about["facts"], about["component"].get("kind", "")
+    if "from" in facts:
+        return f"refers to {facts['from']}"
+    steps = f"{int(facts['steps']):,} steps" if facts.get("steps") else ""
+    return ", ".join(word for word in (kind, "untrained" if facts.get("untrained") else steps) if word)
+
+
+def _moved(facts: dict[str, Any], name: str) -> str:
+    """Why an artifact that refers to another file does not hold any more; "" if it does."""
+    if "from" not in facts:
+        return ""
+    try:
+        other = _hash(_about(Path(facts["from"]), name))
+    except ArtifactError as error:
+        return str(error)
+    return "" if other == facts["hash"] else f"{facts['from']} has changed since"
+
+
+def _outdated(parents: dict[str, str], above: dict[str, Entry]) -> str:
+    """Why an artifact with these parents is stale; "" if it is not."""
+    for word, hash_ in parents.items():
+        parent = above.get(PARENTS.get(word, word))
+        if parent is None:
+            continue
+        if parent.state == "stale":
+            return f"{parent.name} is stale"
+        if parent.hash and parent.hash != hash_ and not (parent.name == "data" and _grew(Path(parent.path), hash_)):
+            return f"it was made from {word} {hash_[:8]}; {parent.hash[:8]} is there now"
+    return ""
+
+
+def _grew(data: Path, hash_: str) -> bool:
+    """Whether the dataset is the one with this hash and appended episodes."""
+    from wmrl.data import shards
+
+    digests = shards.read_complete(data).hashes
+    return any(shards.hash_of(digests[:n]) == hash_ for n in range(1, len(digests) + 1))
+
+
+def _progress(part: Path, name: str) -> str:
+    """How far a stage is, from its training state; "" if it has not begun.
+
+    Raises:
+        ArtifactError: if the state is damaged.
+    """
+    if not part.exists():
+        return ""
+    with files.open(part, role=f"{name}.part") as file:
+        tree = files.get_tree(file)
+    if "tallies" in tree:
+        return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
+    done = next((tree[key] for key in ("step", "steps") if isinstance(tree.get(key), int)), None)
+    inner = tree.get("tree") or {}
+    generations = f", {len(inner['history'])} generations" if "history" in inner else ""
+    return f"step {done:,}{generations}" if done is not None else "begun"
+
+
+def _videos(logdir: Path, test: Entry) -> Entry:
+    films = sorted((logdir / "videos").glob("*.mp4"))
+    entry = Entry("videos", "missing", str(logdir / "videos"), command=f"wmrl render --logdir {logdir}")
+    if not films:
+        return entry
+    names = ", ".join(path.name for path in films)
+    old = Path(test.path).exists() and films[-1].stat().st_mtime < Path(test.path).stat().st_mtime
+    if old or test.state == "stale":
+        return dataclasses.replace(entry, state="stale", detail=names, why="test is newer" if old else "test is stale")
+    return dataclasses.replace(entry, state="complete", detail=names)
+
+
+def _scores(path: Path) -> Iterator[dict[str, Any]]:
+    """The scores that a test artifact holds, the main protocol first."""
+    facts = _about(path, "test")["facts"]
+    for name in facts.get("order", facts.get("scores", {})):
+        score = facts["scores"][name]
+        yield {"protocol": name, "protocol_hash": score["hash"], **score["summary"]}
+
+
+def _busy(logdir: Path) -> bool:
+    """Whether another process holds the logdir's lock."""
+    try:
+        with (logdir / ".lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _print(found: Report) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = {"complete": "green", "in progress": "yellow", "missing": "dim", "stale": "bold yellow"}
+    console = Console(highlight=False)
+
+    def line(*words: Any) -> None:
+        console.print(*words, soft_wrap=True)
+
+    busy = "; a process is working in it now" if found.busy else ""
+    line(Text(f"{found.logdir}: {found.pipeline} on {found.env}, seed {found.seed}{busy}", "bold"))
+    for entry in found.entries:
+        origin = " <- " + ", ".join(f"{k} {v[:8]}" for k, v in entry.parents.items()) if entry.parents else ""
+        state = Text(f"{entry.state:<12}", styles.get(entry.state, "bold red"))
+        line(Text(f"  {entry.name:<11}"), state, Text(f"{entry.hash[:8]:<9}{entry.detail}{origin}"))
+        if entry.why:
+            line(Text(f"{'':27}{entry.why}", "yellow"))
+    for score in found.scores:
+        line(Text(f"  {score['protocol']}: {_numbers(score)}", "bold"))
+    line(Text(f"next: {found.next}" if found.next else "nothing is left to do"))
+
+
+def _numbers(score: dict[str, Any]) -> str:
+    """A score's statistics in a line; see `wmrl.stats.Summary`."""
+    interval = f"95 % {score['low']:.1f} to {score['high']:.1f}"
+    return f"mean {score['mean']:.1f} ({interval}), IQM {score['iqm']:.1f}, {score['episodes']} episodes"
