@@ -1,0 +1,171 @@
+"""Learn to see: episodes -> LOGDIR/vae.h5, whatever the representation's kind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmrl import artifact, seeding
+from wmrl.config import build, resolved
+from wmrl.data.episodes import Episodes
+from wmrl.fit import fit
+from wmrl.images import grid
+from wmrl.log import Log
+from wmrl.pipeline import Fit, Pipeline
+from wmrl.representations import REPRESENTATIONS
+from wmrl.run import Run
+from wmrl.spec import Batch, Loss
+from wmrl.store import Store
+
+NAME = "vae"
+SHOWN = 8
+"""Frames in a row of the pictures."""
+
+
+def train_vae(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
+    """Train the representation that the pipeline names, and save it.
+
+    Raises:
+        ArtifactError: if the dataset is missing or damaged.
+        ConfigError: if the representation cannot see frames of this size.
+        ContractError: if it was begun with another dataset.
+        Stopped: if a signal asked to stop; the training state is saved.
+    """
+    if "from" in pipe.representation:
+        store.refer(NAME, pipe.representation["from"])
+        log.say(f"{store.path(NAME)} refers to {pipe.representation['from']}: nothing to train")
+        return
+    episodes = store.episodes()
+    module = fresh(pipe, episodes).to(run.device)
+    facts: dict[str, Any] = {"steps": 0}
+    if hasattr(module, "loss"):
+        facts = _fit(module, pipe, episodes, store, log, run)
+    else:
+        log.say(f"representation {pipe.representation['kind']!r} has nothing to train")
+    component = resolved(REPRESENTATIONS, pipe.representation, "representation")
+    made = artifact.of(module, NAME, component, (episodes.observation,), parents={"data": episodes.hash}, facts=facts)
+    store.save(NAME, made)
+    log.result({"stage": "train-vae", "artifact": str(store.path(NAME)), **facts})
+
+
+def fresh(pipe: Pipeline, episodes: Episodes) -> Any:
+    """The representation of the pipeline, with random weights that depend on the pipeline's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.number(pipe.seed, NAME, "init"))
+        return build(REPRESENTATIONS, pipe.representation, "representation", episodes.observation)
+
+
+def frames(
+    episodes: Episodes,
+    chosen: np.ndarray,
+    count: int,
+    run_length: int,
+    *,
+    key: tuple[seeding.Word, ...],
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches of single frames, in short runs so that reading is cheap; every frame is equally likely.
+
+    Args:
+        episodes: The dataset.
+        chosen: Numbers of the episodes to draw from.
+        count: B, frames in a batch.
+        run_length: Frames that follow one another.
+        key: Batch k is a function of (key, k) alone.
+        start: The first k.
+
+    Yields:
+        Batches of B windows of no steps: obs (B, 1, *obs).
+    """
+    # A run may begin up to run_length - 1 rows before its episode: only what lies inside counts. So the first frames
+    # of an episode are in as many runs as the others.
+    starts = episodes.lengths[chosen] + run_length
+    ends = np.cumsum(starts)
+    k = start
+    while True:
+        draws = seeding.rng(*key, k).integers(ends[-1], size=count)
+        at = np.searchsorted(ends, draws, "right")
+        first = draws - ends[at] + starts[at] - (run_length - 1)
+        rows = first[:, None] + np.arange(run_length)
+        last = episodes.lengths[chosen[at]][:, None]
+        inside = (rows >= 0) & (rows <= last)
+        needed = int(np.searchsorted(np.cumsum(inside.sum(1)), count)) + 1
+        flat = episodes.start[chosen[at]][:, None] + rows.clip(0, last)
+        columns = episodes.gather(flat[:needed])
+        yield _batch(columns["obs"][inside[:needed]][:count], episodes.actions.size)
+        k += 1
+
+
+def _batch(obs: np.ndarray, actions: int) -> Batch:
+    none = torch.zeros(len(obs), 0)
+    return Batch(torch.from_numpy(obs)[:, None], torch.zeros(len(obs), 0, actions), none, none, none)
+
+
+def _fit(module: Any, pipe: Pipeline, episodes: Episodes, store: Store, log: Log, run: Run) -> dict[str, Any]:
+    settings = pipe.fit.vae
+    train, valid = episodes.split(pipe.validation, pipe.seed)
+    count = settings.batch * settings.length
+    log.say(f"{len(train)} episodes to train on, {len(valid)} to validate on, {count} frames in a batch")
+
+    def batches(start: int) -> Iterator[Batch]:
+        key = (pipe.seed, NAME, "train")
+        return frames(episodes, train, count, settings.length, key=key, start=start)
+
+    fixed = _validation(episodes, valid, pipe)
+
+    def loss(batch: Batch, rng: torch.Generator) -> Loss:
+        return module.loss(batch, rng=rng)
+
+    result = fit(
+        module,
+        loss,
+        batches,
+        lambda: evaluate(module, fixed, pipe.seed, run.device),
+        settings=settings,
+        name=NAME,
+        seed=pipe.seed,
+        store=store,
+        log=log,
+        run=run,
+        parents={"data": episodes.lineage()},
+        watch=lambda step: draw(module, fixed[0], step, pipe.seed, log, run.device),
+    )
+    return {**result.facts(), "validation": {"loss": result.best}}
+
+
+def _validation(episodes: Episodes, valid: np.ndarray, pipe: Pipeline) -> list[Batch]:
+    """The fixed validation batches: single frames from all over the validation episodes."""
+    settings: Fit = pipe.fit.vae
+    count = settings.batch * settings.length
+    stream = frames(episodes, valid, count, 1, key=(pipe.seed, NAME, "valid"))
+    return [next(stream) for _ in range(settings.validation_batches)]
+
+
+@torch.no_grad()
+def evaluate(module: Any, fixed: list[Batch], seed: int, device: str) -> dict[str, float]:
+    """The mean loss and its parts over the fixed batches; each draws the same noise every time."""
+    totals: dict[str, float] = {}
+    for k, batch in enumerate(fixed):
+        rng = seeding.generator(seed, NAME, "valid", k, device=device)
+        loss, metrics = module.loss(batch.to(device), rng=rng)
+        for key, value in {"loss": loss, **metrics}.items():
+            totals[key] = totals.get(key, 0.0) + float(value) / len(fixed)
+    return totals
+
+
+@torch.no_grad()
+def draw(module: Any, batch: Batch, step: int, seed: int, log: Log, device: str) -> None:
+    """Log a picture of frames above their reconstructions, and one of samples from the prior."""
+    assert batch.obs is not None
+    obs = batch.obs[: 2 * SHOWN, 0].to(device)
+    seen = module.decode(module.draw(module.encode(obs), sample=False))
+    rows: list[Tensor] = []
+    for first in range(0, len(obs), SHOWN):
+        rows += [obs[first : first + SHOWN], (seen[first : first + SHOWN] * 255).round().byte()]
+    log.image("reconstructions", step, grid(rows))
+    if module.latent.vocab is None:
+        rng = seeding.generator(seed, NAME, "samples", device=device)
+        noise = torch.randn(4 * SHOWN, *module.latent.shape, generator=rng, device=device)
+        log.image("samples", step, grid(list(module.decode(noise).split(SHOWN))))
