@@ -1,19 +1,21 @@
 """Learn what happens next: episodes and a frozen representation -> LOGDIR/dynamics.h5."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from wmrl.fit import fit
 
 from wmrl import artifact, seeding
 from wmrl.config import build, resolved
 from wmrl.data import codes
 from wmrl.data.windows import Source, windows
 from wmrl.dynamics import DYNAMICS
+from wmrl.errors import ConfigError
+from wmrl.fit import FitResult, fit
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
@@ -71,29 +73,40 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     Raises:
         ArtifactError: if the dataset or the representation is missing or damaged.
         ContractError: if the parts do not fit together.
+        ConfigError: if an untrained model would replace a trained one.
         Stopped: if a signal asked to stop; the training state is saved.
     """
     if "from" in pipe.dynamics:
         _refer(pipe, store, log)
         return
-    episodes = store.episodes()
+    _protect(store, run)
     representation: Any
-    representation, hash_ = store.component("vae", run.device)
-    parents = {"data": episodes.hash, "representation": hash_}
+    episodes, (representation, hash_) = store.episodes(), store.component("vae", run.device)
+    if store.exists(NAME) and not run.noreload:
+        store.fits(NAME, store.load(NAME), {"representation": hash_})  # before frames are encoded in vain
     given = (representation.latent, episodes.actions)
-    dynamics = fresh(pipe, given).to(run.device)
-    world = WorldModel(representation, dynamics)
-    source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run)
-    data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
-    facts: dict[str, Any] = {"untrained": run.untrained, "steps": 0}
+    world = WorldModel(representation, fresh(pipe, given).to(run.device))
+    facts: dict[str, Any] = {"untrained": run.untrained}
     if run.untrained:
-        log.say("saving a randomly initialised dynamics model: a baseline")
+        log.say("keeping the dynamics model as it was initialised: the baseline of an untrained memory")
     else:
-        facts["steps"] = _fit(world, data, store, log, run)
-    facts["validation"] = _report(world, WorldModel(representation, fresh(pipe, given).to(run.device)), data, log)
-    component = resolved(DYNAMICS, pipe.dynamics, NAME)
-    store.save(NAME, artifact.of(dynamics, NAME, component, given, parents=parents, facts=facts))
-    log.result({"stage": "train-dynamics", "artifact": str(store.path(NAME)), **facts})
+        source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run)
+        data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
+        parents = {"data": episodes.lineage(), "representation": [hash_]}
+        facts["fit"] = _fit(world, data, store, log, run, parents).facts()
+        before = WorldModel(representation, fresh(pipe, given).to(run.device))
+        facts["validation"] = report(world, before, data, log)
+    made = artifact.of(
+        world.dynamics,
+        NAME,
+        resolved(DYNAMICS, pipe.dynamics, NAME),
+        given,
+        parents={"data": episodes.hash, "representation": hash_},
+        facts=facts,
+    )
+    store.save(NAME, made)
+    log.say(f"saved {store.path(NAME)}")
+    log.result({"stage": "train-dynamics", "artifact": str(store.path(NAME)), "hash": made.hash, **facts})
 
 
 def fresh(pipe: Pipeline, given: tuple[Space, Actions]) -> Any:
@@ -103,32 +116,41 @@ def fresh(pipe: Pipeline, given: tuple[Space, Actions]) -> Any:
         return build(DYNAMICS, pipe.dynamics, NAME, *given)
 
 
+def _protect(store: Store, run: Run) -> None:
+    """An untrained model does not silently replace a trained one."""
+    if not run.untrained or run.noreload or not store.exists(NAME):
+        return
+    if not store.load(NAME).facts.get("untrained"):
+        raise ConfigError(
+            f"{store.path(NAME)} is trained; give the untrained baseline a --logdir of its own, "
+            "or replace it with --noreload"
+        )
+
+
 def _refer(pipe: Pipeline, store: Store, log: Log) -> None:
-    target = pipe.dynamics["from"]
-    store.refer(NAME, target)
-    store.fits(NAME, store.load(NAME), {"representation": store.load("vae").hash})
-    log.say(f"{store.path(NAME)} refers to {target}")
+    target = Path(pipe.dynamics["from"])
+    file = target / f"{NAME}.h5" if target.is_dir() else target
+    store.fits(NAME, artifact.read(file, NAME), {"representation": store.load("vae").hash})
+    store.refer(NAME, str(file))
+    log.say(f"{store.path(NAME)} refers to {file}")
 
 
-def _fit(world: WorldModel, data: Windows, store: Store, log: Log, run: Run) -> int:
-    def loss(batch: Batch, rng: torch.Generator) -> Any:
-        return world.loss(batch, rng)
-
-    settings, seed = data.pipe.fit.dynamics, data.pipe.seed
-    validate: Callable[[], dict[str, float]] = lambda: evaluate(world, data)  # noqa: E731
-    result = fit(
+def _fit(
+    world: WorldModel, data: Windows, store: Store, log: Log, run: Run, parents: Mapping[str, Sequence[str]]
+) -> FitResult:
+    return fit(
         world.dynamics,
-        loss,
+        world.loss,
         data.training,
-        validate,
-        settings=settings,
+        lambda: evaluate(world, data),
+        settings=data.pipe.fit.dynamics,
         name=NAME,
-        seed=seed,
+        seed=data.pipe.seed,
         store=store,
         log=log,
         run=run,
+        parents=parents,
     )
-    return int(result.steps)
 
 
 @torch.no_grad()
@@ -171,7 +193,7 @@ def _moves(world: WorldModel, batch: Batch, rng: torch.Generator) -> Tensor:
     return latent[:, 1:] - latent[:, :-1]
 
 
-def _report(world: WorldModel, untrained: WorldModel, data: Windows, log: Log) -> dict[str, dict[str, float]]:
+def report(world: WorldModel, untrained: WorldModel, data: Windows, log: Log) -> dict[str, dict[str, float]]:
     """Print the model beside its baselines on the same windows, and return their numbers."""
     rows = {"model": evaluate(world.eval(), data), "untrained": evaluate(untrained.eval(), data)}
     if "nll" in rows["model"] and world.representation.latent.vocab is None:

@@ -1,0 +1,232 @@
+"""The stage train-dynamics on toy episodes: what it learns, reports, keeps and refuses."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl import artifact, interrupts
+from wmrl.config import build, resolved
+from wmrl.data import codes
+from wmrl.data.episodes import Episodes
+from wmrl.data.shards import Episode, complete, write_shard
+from wmrl.errors import ConfigError, ContractError, Stopped
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline, parse
+from wmrl.representations import REPRESENTATIONS
+from wmrl.run import Run
+from wmrl.spec import Space
+from wmrl.stages import train_dynamics as stage
+from wmrl.store import Store
+
+RUN = Run(precision="fp32")
+
+
+def episode(number: int) -> Episode:
+    """A grey frame whose brightness the action before it set: predictable, and not from the frame itself."""
+    rng = np.random.default_rng(number)
+    rows = 13 + number % 3
+    action = np.where(rng.random((rows, 1)) < 0.5, -1.0, 1.0).astype(np.float32)
+    obs = np.full((rows, 3, 32, 32), 40, np.uint8)
+    obs[1:] = np.where(action[:-1] > 0, 220, 40).astype(np.uint8)[..., None, None]
+    action[-1], end = 0, np.arange(rows) == rows - 2
+    reward = np.where(end, 0, action[:, 0]).astype(np.float32)
+    return Episode(obs, action, reward, end, end & False, seed=number)
+
+
+def vae(store: Store, seed: int = 0) -> artifact.Artifact:
+    """A VAE with random weights: enough to tell two greys apart."""
+    table, frames = {"kind": "vae", "latent": 2}, Space((3, 32, 32))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build(REPRESENTATIONS, table, "representation", frames)
+        module.mean.weight.data.mul_(30)
+        module.log_std.bias.data.fill_(-2)
+    made = artifact.of(module, "vae", resolved(REPRESENTATIONS, table, "representation"), (frames,))
+    store.save("vae", made)
+    return made
+
+
+@pytest.fixture
+def pipe(tmp_path) -> Pipeline:
+    meta = {
+        "env": {"id": "toy", "size": 32, "crop": False},
+        "policy": {"policy": "white"},
+        "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
+        "actions": {"size": 1, "discrete": False},
+    }
+    for first in (0, 6):
+        write_shard(tmp_path / "data", first, [episode(first + i) for i in range(6)], meta)
+    complete(tmp_path / "data")
+    return parse(
+        {
+            "name": "toy",
+            "data": str(tmp_path / "data"),
+            "env": {"id": "toy", "size": 32},
+            "representation": {"kind": "vae", "latent": 2},
+            "dynamics": {"kind": "mdn-rnn", "hidden": 16, "mixtures": 2},
+            "validation": 0.25,
+            "fit": {
+                "dynamics": {
+                    "steps": 60,
+                    "batch": 16,
+                    "length": 8,
+                    "learning_rate": 0.02,
+                    "validate_every": 20,
+                    "validation_batches": 2,
+                }
+            },
+        }
+    )
+
+
+def train(pipe: Pipeline, store: Store, run: Run = RUN) -> artifact.Artifact:
+    with Log.quiet("train-dynamics", store.logdir) as log:
+        stage.train_dynamics(pipe, store, log, run)
+    return store.load("dynamics")
+
+
+@pytest.fixture
+def store(tmp_path, pipe) -> Store:
+    store = Store(tmp_path / "run", pipe)
+    vae(store)
+    return store
+
+
+def test_it_learns_and_beats_both_baselines(pipe, store, capsys):
+    made = train(pipe, store)
+    found = made.facts["validation"]
+    assert found["model"]["nll"] < found["last latent"]["nll"] - 0.2
+    assert found["model"]["nll"] < found["untrained"]["nll"] - 0.2
+    assert found["model"]["reward"] < 0.5 * found["untrained"]["reward"]
+    assert made.facts["untrained"] is False and made.facts["fit"]["steps"] == 60
+    assert made.parents == {"data": Episodes(pipe.data).hash, "representation": store.load("vae").hash}
+    table = capsys.readouterr().out.splitlines()
+    assert "on 32 fixed validation windows of 8 steps" in table[0]
+    assert [line.split("  ")[0] for line in table[2:]] == ["model", "untrained", "last latent"]
+    rows = [json.loads(x) for x in (store.logdir / "metrics" / "train-dynamics.jsonl").read_text().splitlines()]
+    assert any("eval/nll" in row for row in rows) and any("losses/nll" in row for row in rows)
+
+
+def test_the_world_it_saves_can_be_used(pipe, store):
+    train(pipe, store)
+    world, hashes = store.world()
+    assert hashes["dynamics"] == store.load("dynamics").hash and not world.training
+    frame = torch.from_numpy(Episodes(pipe.data).read(0, 3)["obs"])
+    state = world.start(frame)
+    assert world.features(state).shape == (3, 2 + 16) and not world.features(state).requires_grad
+    assert state.z.equal(world.draw(world.encode(frame), sample=False))  # the mean, when awake
+
+
+def test_equal_runs_give_equal_weights(pipe, store, tmp_path):
+    other = Store(tmp_path / "other", pipe)
+    vae(other)
+    assert train(pipe, store).hash == train(pipe, other).hash
+    assert train(pipe, store).hash == store.load("dynamics").hash  # nothing left to do
+
+
+def test_a_stopped_training_ends_with_the_same_bits(pipe, store, tmp_path, monkeypatch):
+    whole = train(pipe, store).hash
+    other = Store(tmp_path / "other", pipe)
+    vae(other)
+    plain, calls = stage.evaluate, []
+
+    def evaluate(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            monkeypatch.setattr(interrupts, "_pending", 15)
+        return plain(*args)
+
+    monkeypatch.setattr(stage, "evaluate", evaluate)
+    with pytest.raises(Stopped):
+        train(pipe, other)
+    assert not other.exists("dynamics")
+    monkeypatch.setattr(interrupts, "_pending", None)
+    assert train(pipe, other).hash == whole
+
+
+def test_more_steps_continue(pipe, store):
+    train(pipe, store)
+    fits = dataclasses.replace(pipe.fit, dynamics=dataclasses.replace(pipe.fit.dynamics, steps=80))
+    longer = dataclasses.replace(pipe, fit=fits)
+    assert train(longer, Store(store.logdir, longer)).facts["fit"]["steps"] == 80
+
+
+def test_untrained_is_the_first_weights_and_encodes_nothing(pipe, store, monkeypatch):
+    monkeypatch.setattr(codes, "source", None)
+    made = train(pipe, store, dataclasses.replace(RUN, untrained=True))
+    assert made.facts["untrained"] is True
+    first = stage.fresh(pipe, made.given).state_dict()
+    assert all(np.array_equal(made.tensors[name], t.numpy()) for name, t in first.items())
+
+
+def test_untrained_replaces_a_trained_one_only_when_told(pipe, store):
+    trained = train(pipe, store).hash
+    with pytest.raises(ConfigError, match="is trained"):
+        train(pipe, store, dataclasses.replace(RUN, untrained=True))
+    assert store.load("dynamics").hash == trained
+    assert train(pipe, store, dataclasses.replace(RUN, untrained=True, noreload=True)).hash != trained
+
+
+def test_training_replaces_an_untrained_one(pipe, store):
+    first = train(pipe, store, dataclasses.replace(RUN, untrained=True)).hash
+    assert train(pipe, store).hash != first and store.load("dynamics").facts["untrained"] is False
+
+
+def test_the_memory_of_a_z_only_model_is_hidden_from_controllers(pipe, store):
+    alone = dataclasses.replace(pipe, dynamics={"kind": "mdn-rnn", "features": "z"})
+    train(alone, store, dataclasses.replace(RUN, untrained=True))
+    assert store.world()[0].feature_shape == (2,)
+
+
+def test_from_refers_and_copies_nothing(pipe, store, tmp_path):
+    made = train(pipe, store)
+    shared = dataclasses.replace(pipe, dynamics={"from": str(store.logdir)})
+    other = Store(tmp_path / "other", shared)
+    vae(other)
+    assert train(shared, other).hash == made.hash
+    assert other.path("dynamics").stat().st_size < store.path("dynamics").stat().st_size
+
+
+def test_from_another_representation_is_refused(pipe, store, tmp_path):
+    train(pipe, store)
+    shared = dataclasses.replace(pipe, dynamics={"from": str(store.path("dynamics"))})
+    other = Store(tmp_path / "other", shared)
+    vae(other, seed=1)
+    with pytest.raises(ContractError, match="representation"):
+        train(shared, other)
+    assert not other.exists("dynamics")
+
+
+def test_another_representation_needs_noreload(pipe, store):
+    train(pipe, store)
+    vae(store, seed=1)
+    with pytest.raises(ContractError, match="--noreload"):
+        train(pipe, store)
+    again = train(pipe, store, dataclasses.replace(RUN, noreload=True))
+    assert again.parents["representation"] == store.load("vae").hash
+
+
+def test_last_latent_is_the_likelihood_of_a_gaussian_walk(pipe, store):
+    """In closed form: around the last latent, latents that move by s have 0.5 log(2 pi e s^2) nats."""
+
+    class Walk(torch.nn.Module):
+        latent = Space((3,))
+
+        def draw(self, code, *, sample, rng=None):
+            scale = torch.tensor([0.1, 1.0, 5.0])
+            return (torch.randn(64, 50, 3, generator=rng) * scale).cumsum(1)
+
+        def encode(self, obs):
+            return obs
+
+    fits = dataclasses.replace(pipe.fit, dynamics=dataclasses.replace(pipe.fit.dynamics, batch=64, length=49))
+    data = stage.Windows(
+        Episodes(pipe.data), dataclasses.replace(pipe, fit=fits), np.arange(9), np.arange(9, 12), "cpu"
+    )
+    world = stage.WorldModel(Walk(), torch.nn.Identity())
+    expected = 0.5 * (math.log(2 * math.pi * math.e) + np.mean([2 * math.log(s) for s in (0.1, 1.0, 5.0)]))
+    assert stage.last_latent(world, data) == pytest.approx(expected, abs=0.03)
