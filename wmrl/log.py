@@ -81,7 +81,7 @@ class Log:
         stage, logdir = self.stage, self.logdir
         chosen: list[tuple[str, Any]] = [("metrics", lambda: Jsonl(logdir / "metrics" / f"{stage}.jsonl", time.time))]
         if self.verbosity > -2 and installed("tensorboard"):
-            chosen.append(("tensorboard", lambda: TensorBoard(logdir / "tensorboard" / stage)))
+            chosen.append(("tensorboard", lambda: TensorBoard(logdir / "tb" / stage)))
         if track is not None:
             if track not in TRACKERS:
                 raise ConfigError(f"there is no tracker {track!r}; choose one of {', '.join(TRACKERS)}")

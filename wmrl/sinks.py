@@ -117,7 +117,7 @@ class Jsonl:
 
 
 class TensorBoard:
-    """Event files for TensorBoard, in `LOGDIR/tensorboard/<stage>`."""
+    """Event files for TensorBoard, in `LOGDIR/tb/<stage>`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -158,7 +158,7 @@ class Wandb:
 
     def metrics(self, step: int, values: Record) -> None:
         """Log the metrics of one step."""
-        self._run.log(dict(values) | {"step": step}, step=step)
+        self._run.log(dict(values) | {"global_step": step}, step=step)
 
     def image(self, name: str, step: int, picture: np.ndarray) -> None:
         """Log one picture."""

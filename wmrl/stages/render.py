@@ -49,7 +49,7 @@ class RenderOptions:
         compare: Other logdirs whose curves to overlay (`--compare`, repeatable).
         frames: Folder for numbered PNG frames (`--frames`), instead of a film unless `out` is given too.
         native: Show the environment's own resolution; plays a fresh episode (`--native`).
-        height: Height of a panel, pixels (`--height`).
+        height: Height of a panel, pixels (`--height`); with `native` at least the environment's own.
         fps: Frames per second (`--fps`); None: the environment's own.
     """
 
@@ -154,7 +154,8 @@ def _from_data(store: Store, i: int) -> Subject:
     begin, length = int(episodes.start[i]), int(episodes.lengths[i])
     rows = episodes.gather(np.arange(begin, begin + length + 1)[None])
     episode = Episode(rows["obs"][0], rows["action"][0, :-1], rows["reward"][0, :-1])
-    return Subject(episode, f"data-episode-{i}", float(episodes.meta.get("fps") or episodes.env.get("fps") or 30.0))
+    fps = episodes.meta.get("environment", {}).get("fps") or 30.0  # imported data do not say
+    return Subject(episode, f"data-episode-{i}", float(fps))
 
 
 def _fresh(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOptions) -> Subject:
@@ -269,6 +270,7 @@ def _write(
 ) -> list[Path]:
     """The files asked for."""
     total = min(len(headers), *(len(column.frames) for column in columns))
+    height = max(options.height, len(columns[0].frames[0]) if options.native else 0)
     at, paths = store.logdir / "videos" / name, []
     with contextlib.ExitStack() as stack:
         films: list[Film] = []
@@ -280,7 +282,7 @@ def _write(
             films.append(stack.enter_context(Video(paths[-1], fps)))
         if films:
             for i in range(total):
-                frame = panels.side_by_side(columns, i, headers[i], options.height)
+                frame = panels.side_by_side(columns, i, headers[i], height)
                 for film in films:
                     film.add(frame)
     if options.strip:

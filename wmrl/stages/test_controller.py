@@ -14,6 +14,7 @@ from rich.table import Table
 from wmrl import artifact
 from wmrl.artifact import Artifact
 from wmrl.curves import label
+from wmrl.envs.names import canonical
 from wmrl.errors import ArtifactError, TargetMissed
 from wmrl.evaluation import Score, protocol, random_score, scores_in
 from wmrl.log import Log
@@ -75,6 +76,9 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     options = options or TestOptions()
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
     scores = _play(pipe, store, log, run, options)
+    numbers = asdict(scores[0].summary())
+    log.rewind(-1)
+    log.metrics(0, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
     _show(log, _rows(str(store.logdir), scores, others), options.target_return)
     mean = float(scores[0].returns.mean())
     if options.target_return is not None and mean < options.target_return:
@@ -93,7 +97,7 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
     asked = []
     for backend in dict.fromkeys(["gymnasium", options.backend]):
         wanted = protocol(
-            pipe.env.id,
+            canonical(pipe.env.id)[0],
             episodes=options.episodes or pipe.test.episodes,
             max_steps=options.max_steps or pipe.test.max_steps,
             backend=backend,
@@ -125,8 +129,6 @@ def _play_one(tally: Tally, pipe: Pipeline, agent: Agent, log: Log, run: Run, sa
         f"{tally.environments} at a time, on {run.device}" + _from(len(tally.returns))
     )
     complete(tally, pipe.env, lambda games: agent, threads=run.threads, record=RECORDED, log=log, save=save)
-    numbers = asdict(tally.score.summary())
-    log.metrics(0, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
 
 
 _METRICS = {"return_mean": "mean", "return_std": "std", "return_iqm": "iqm", "ci_low": "low", "ci_high": "high"}
@@ -223,7 +225,7 @@ def _table(rows: Sequence[Row]) -> str:
         table.add_row(row.name, name + star, str(s.episodes), *numbers, f"{s.least:.1f}", f"{s.most:.1f}")
     text = io.StringIO()
     Console(file=text, width=200, color_system=None).print(table)
-    lines = [line.rstrip() for line in text.getvalue().strip("\n").split("\n")]
+    lines = [line.rstrip() for line in text.getvalue().split("\n") if line.strip()]
     if not all(row.comparable for row in rows):
         lines.append(f"* another protocol than {main.id} ({main.hash[:8]}): not comparable with it")
     return "\n".join(lines)
