@@ -91,13 +91,13 @@ class Dreamer:
         self.policy = policy
 
     @torch.inference_mode()
-    def begin(self, obs: Tensor, seeds: Sequence[int]) -> np.ndarray:
+    def begin(self, obs: Any, seeds: Sequence[int]) -> np.ndarray:
         """As `Actor.begin`."""
         self.policy.begin(len(obs), seeds)
         return self.step(obs)
 
     @torch.inference_mode()
-    def step(self, obs: Tensor) -> np.ndarray:
+    def step(self, obs: Any) -> np.ndarray:
         """As `Actor.step`."""
         check_finite(obs)
         return self.policy.act(obs).cpu().numpy()

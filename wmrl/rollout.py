@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wmrl import interrupts
 from wmrl.errors import UserError
+from wmrl.precision import Choice, autocast
 from wmrl.protocols import Actor
 from wmrl.seeding import generator
 from wmrl.spec import State, take, tree_map
@@ -123,12 +124,13 @@ def look(world: WorldModel, controller: Any, state: State) -> Tensor:
 class _Act(nn.Module):
     """`controller.act` as a forward pass, for `torch.func`."""
 
-    def __init__(self, controller: nn.Module) -> None:
+    def __init__(self, controller: Any) -> None:
         super().__init__()
         self.controller = controller
 
     def forward(self, view: Tensor, memory: State) -> tuple[Tensor, State]:
-        return self.controller.act(view, memory)
+        acted: tuple[Tensor, State] = self.controller.act(view, memory)
+        return acted
 
 
 class Policy:
@@ -194,10 +196,12 @@ class Agent:
     Args:
         world: The frozen world model.
         policy: What acts on its view.
+        precision: Arithmetic in which frames are encoded; all else is float32.
     """
 
-    def __init__(self, world: WorldModel, policy: Policy) -> None:
-        self.world, self.policy = world, policy
+    def __init__(self, world: WorldModel, policy: Policy, precision: Choice = "fp32") -> None:
+        self.world, self.policy, self.precision = world, policy, precision
+        self.action = torch.empty(0)
         self.device = next((p.device for p in world.parameters()), torch.device("cpu"))
 
     @torch.inference_mode()
@@ -205,13 +209,13 @@ class Agent:
         """As `Actor.begin`."""
         self._rng = generator("agent", *seeds, device=self.device)
         self.policy.begin(len(obs), seeds)
-        self.state = self.world.start(self._tensor(obs), rng=self._rng)
+        self.state = self.world.dynamics.start(self._latent(obs), rng=self._rng)
         return self._act()
 
     @torch.inference_mode()
     def step(self, obs: np.ndarray) -> np.ndarray:
         """As `Actor.step`."""
-        self.state = self.world.observe(self.state, self.action, self._tensor(obs), rng=self._rng)
+        self.state = self.world.dynamics.observe(self.state, self.action, self._latent(obs), rng=self._rng)
         return self._act()
 
     @torch.inference_mode()
@@ -227,8 +231,11 @@ class Agent:
         self.action = self.policy.act(view)
         return self.action.cpu().numpy()
 
-    def _tensor(self, obs: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+    def _latent(self, obs: np.ndarray) -> Tensor:
+        frames = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+        with autocast(self.precision, self.device):
+            code = self.world.encode(frames)
+        return self.world.draw(code, sample=self.world.sample, rng=self._rng)
 
 
 def check_finite(view: Tensor) -> None:

@@ -2,16 +2,17 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmrl import artifact, config, envs
+from wmrl import artifact, config, continuing, envs
+from wmrl import precision as precisions
 from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
 from wmrl.data.windows import windows
@@ -22,6 +23,7 @@ from wmrl.pipeline import Pipeline
 from wmrl.rollout import Agent, Policy, Rollouts, play
 from wmrl.run import Run
 from wmrl.seeding import number
+from wmrl.spec import Actions, Space
 from wmrl.store import Store
 from wmrl.trainers import TRAINERS
 from wmrl.trainers.grounds import Grounds, Score
@@ -48,9 +50,9 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     episodes = store.episodes()
     table = config.resolved(CONTROLLERS, pipe.controller, NAME)
     given = (_view(table, world, episodes), episodes.actions)
-    controller = config.build(CONTROLLERS, pipe.controller, NAME, *given).to(run.device).requires_grad_(False).eval()
+    controller = fresh(pipe, given).to(run.device)
     trainer = config.build(TRAINERS, pipe.trainer, "trainer")
-    course = Progress.load(store, {"data": episodes.hash, **parents}, pipe, log, run)
+    course = Progress.load(store, {"data": episodes.hash, **parents}, episodes.lineage(), pipe, log, run)
     if course.complete and store.exists(NAME):
         log.say(f"{store.path(NAME)} is complete; a larger trainer.generations continues it")
         return
@@ -61,6 +63,13 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     course.finish(complete=not run.over())
     log.say(f"saved {store.path(NAME)}")
     log.result({"controller": str(store.path(NAME)), "global_step": course.step, **course.last})
+
+
+def fresh(pipe: Pipeline, given: tuple[tuple[int, ...], Actions]) -> Any:
+    """The controller of the pipeline as it is before training; its weights depend on the pipeline's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number(pipe.seed, NAME, "init"))
+        return config.build(CONTROLLERS, pipe.controller, NAME, *given).requires_grad_(False).eval()
 
 
 @dataclass
@@ -81,15 +90,25 @@ class Progress:
     store: Store
     parents: dict[str, str]
     trainer: dict[str, Any]
-    choices: dict[str, int]
+    choices: dict[str, Any]
     tree: dict[str, Any] | None = None
     step: int = 0
     last: dict[str, float] = field(default_factory=dict)
     complete: bool = False
 
     @classmethod
-    def load(cls, store: Store, parents: dict[str, str], pipe: Pipeline, log: Log, run: Run) -> "Progress":
+    def load(
+        cls, store: Store, parents: dict[str, str], lineage: Sequence[str], pipe: Pipeline, log: Log, run: Run
+    ) -> "Progress":
         """The state in the logdir, or a fresh one.
+
+        Args:
+            store: The logdir.
+            parents: See the class.
+            lineage: Hashes of the datasets that the present one grew from, itself last.
+            pipe: The pipeline.
+            log: Metrics after the state are dropped from it.
+            run: The settings of this call.
 
         Raises:
             ContractError: if it was begun with other parents.
@@ -101,12 +120,17 @@ class Progress:
         if part is None:
             log.rewind(-1)
             return cls(store, parents, trainer, choices)
-        _same_parents(store, part["parents"], parents)
+        may_be = {name: [hash_] for name, hash_ in parents.items()} | {"data": lineage}
+        if continuing.grown(NAME, part["parents"], may_be):
+            log.say("episodes were added since the search began; they change where dreams begin, nothing else")
         log.rewind(part["step"])
-        if part["choices"]["environments"] > run.max_workers:
-            log.warn(f"this search was begun with {part['choices']['environments']} environments and keeps them")
+        choices = part["choices"]
+        if choices["environments"] > run.max_workers:
+            log.warn(f"the search was begun with {choices['environments']} environments at once and keeps them")
+        if "precision" in choices:
+            choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
         complete = part["complete"] and part["trainer"] == trainer
-        return cls(store, parents, trainer, part["choices"], part["tree"], part["step"], part["last"], complete)
+        return cls(store, parents, trainer, choices, part["tree"], part["step"], part["last"], complete)
 
     def save(self, tree: dict[str, Any]) -> None:
         """Keep the trainer's state, durably."""
@@ -128,15 +152,6 @@ class Progress:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def _same_parents(store: Store, old: dict[str, str], new: dict[str, str]) -> None:
-    for name, hash_ in old.items():
-        if new.get(name) != hash_:
-            raise ContractError(
-                f"{store.part(NAME)} was begun with {name} {hash_[:8]}, but {str(new.get(name))[:8]} is there now; "
-                f"run: wmrl train-controller --logdir {store.logdir} --noreload"
-            )
 
 
 def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple[int, ...]:
@@ -163,17 +178,22 @@ def _grounds(
         n = course.choices["environments"]
         env = stack.enter_context(envs.make(pipe.env, n, threads=run.threads))
         _fits(env, episodes, pipe)
-        log.say(f"{n} environments on {run.threads} threads; {run.device}, {torch.get_num_threads()} torch threads")
-        play(env, Agent(world, Policy(controller)), [number(pipe.seed, "preflight", i) for i in range(2)], max_steps=3)
-        return Rollouts(env, lambda policy: Agent(world, policy), controller, n, device)
+        if "precision" not in course.choices:
+            course.choices["precision"] = _precision(world, env.observation, n, run)
+        precision = course.choices["precision"]
+        threads = f"{run.threads} environment threads, {torch.get_num_threads()} torch threads"
+        log.say(f"{n} environments at once, {threads}, {run.device}, frames encoded in {precision}")
+        preflight = [number(pipe.seed, "preflight", i) for i in range(min(n, 2))]
+        play(env, Agent(world, Policy(controller), precision), preflight, max_steps=3)
+        return Rollouts(env, lambda policy: Agent(world, policy, precision), controller, n, device)
 
-    def asleep(temperature: float, ends: str, max_steps: int) -> Score:
+    def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = _bank(world, episodes, device)
         dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
         log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
         return Rollouts(dream, Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
 
-    def note(step: int, metrics: dict[str, float]) -> None:
+    def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step, course.last = step, {**course.last, **metrics}
         log.metrics(step, metrics)
 
@@ -190,6 +210,15 @@ def _grounds(
         say=log.say,
         over=run.over,
     )
+
+
+def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> precisions.Choice:
+    """In which arithmetic `rows` frames are encoded: as asked, or the faster one here."""
+    if run.precision != "auto":
+        return run.precision
+    frames = torch.zeros(rows, *space.shape, dtype=torch.uint8, device=run.device)
+    with torch.inference_mode():
+        return precisions.choose(lambda: world.encode(frames), run.device)[0]
 
 
 def _fits(env: envs.VectorEnv, episodes: Episodes, pipe: Pipeline) -> None:
@@ -209,6 +238,6 @@ def _bank(world: WorldModel, episodes: Episodes, device: torch.device) -> Tensor
         )
 
 
-def _first_frames(rows: Sequence[int], episodes: Episodes, block: int = 64) -> Iterator[np.ndarray]:
+def _first_frames(rows: np.ndarray, episodes: Episodes, block: int = 64) -> Iterator[np.ndarray]:
     for i in range(0, len(rows), block):
-        yield episodes.gather(np.asarray(rows[i : i + block])[:, None])["obs"][:, 0]
+        yield episodes.gather(rows[i : i + block, None])["obs"][:, 0]

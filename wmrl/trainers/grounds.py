@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Grounds:
     world: WorldModel
     batches: Callable[[int, int], Iterator[Batch]]
     awake: Score
-    asleep: Callable[[float, str, int], Score]
+    asleep: Callable[[float, Literal["threshold", "sample"], int], Score]
     seed: int
     save: Callable[[dict[str, Any]], None]
     resume: Callable[[], dict[str, Any] | None]
