@@ -95,7 +95,7 @@ def digest(path: Path, *, role: str | None = None) -> str:
 def put_tree(group: h5py.Group, tree: dict[str, Any]) -> None:
     """Store a nested tree of tensors, arrays, numbers, text and None in `group`.
 
-    Arrays become datasets named by their path; the rest is one JSON text. Keys are strings without "/".
+    Arrays become datasets named by their path; the rest is one JSON text. Keys are strings.
     """
     arrays: dict[str, np.ndarray] = {}
     rest = _strip(tree, "", arrays)
@@ -112,16 +112,19 @@ def get_tree(group: h5py.Group) -> dict[str, Any]:
 
 def _strip(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(node, dict):
-        if bad := [k for k in node if not isinstance(k, str) or "/" in k]:
-            raise TypeError(f"keys of a stored tree are strings without '/', got {bad[0]!r} at {path or 'the top'}")
+        if bad := [k for k in node if not isinstance(k, str)]:
+            raise TypeError(f"keys of a stored tree are strings, got {bad[0]!r} at {path or 'the top'}")
         return {k: _strip(v, f"{path}{k}/", arrays) for k, v in node.items()}
     if isinstance(node, list | tuple):
         return [_strip(v, f"{path}{i}/", arrays) for i, v in enumerate(node)]
     if hasattr(node, "detach"):
         node = node.detach().cpu().numpy()
     if isinstance(node, np.ndarray):
-        arrays[path.rstrip("/")] = node
-        return {"__array__": path.rstrip("/")}
+        name = path.rstrip("/")
+        if name in arrays:
+            raise TypeError(f"two arrays of a stored tree have the path {name!r}")
+        arrays[name] = node
+        return {"__array__": name}
     if isinstance(node, np.generic):
         return node.item()
     if node is None or isinstance(node, bool | int | float | str):

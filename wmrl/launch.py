@@ -10,7 +10,7 @@ from wmrl.errors import ConfigError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run, cores
-from wmrl.store import Store
+from wmrl.store import Store, check_components
 
 
 def launch(
@@ -39,6 +39,7 @@ def launch(
     module, _, function = target.partition(":")
     run = _settings(common, settings)
     store = Store(logdir, pipe)
+    check_components(pipe)
     with store.lock():
         files.sweep(logdir)
         store.remember()

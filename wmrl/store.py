@@ -262,6 +262,18 @@ def _registry(role: str) -> tuple[str, dict[str, str]]:
     return known[role]
 
 
+def check_components(pipe: Pipeline) -> None:
+    """Check the tables of all components, so that a wrong key is an error now and not hours later.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for where in config.GROUPS:
+        table = getattr(pipe, where)
+        if "from" not in table:
+            config.resolved(_registry_at(where), table, where)
+
+
 def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:
     """Check that `asked` may continue what `stored` began in `logdir`.
 

@@ -13,7 +13,7 @@ import torch
 from wmrl import files
 from wmrl.errors import ArtifactError
 
-TREE = {"weights": torch.arange(12.0).reshape(3, 4), "step": 7, "notes": ["a", None, {"x": np.float32(0.5)}]}
+TREE = {"weights": torch.arange(12.0).reshape(3, 4), "step": 7, "notes": ["a", None, {"x/y": np.float32(0.5)}]}
 
 
 def save(path: Path, value: float = 0.0) -> str:
@@ -28,7 +28,7 @@ def load(path: Path) -> dict:
 def test_a_tree_comes_back(tmp_path):
     save(tmp_path / "x.h5", 2.5)
     back = load(tmp_path / "x.h5")
-    assert back["step"] == 7 and back["value"] == 2.5 and back["notes"] == ["a", None, {"x": 0.5}]
+    assert back["step"] == 7 and back["value"] == 2.5 and back["notes"] == ["a", None, {"x/y": 0.5}]
     np.testing.assert_array_equal(back["weights"], TREE["weights"].numpy())
 
 
@@ -170,7 +170,9 @@ def test_sweep_removes_the_leftovers_of_dead_processes_only(tmp_path):
     assert not dead.exists() and alive.exists()
 
 
-@pytest.mark.parametrize("bad", [{"a/b": 1}, {1: 2}, {"x": object()}, {"x": {"y": {1, 2}}}])
+@pytest.mark.parametrize(
+    "bad", [{"a/b": np.ones(1), "a": {"b": np.ones(1)}}, {1: 2}, {"x": object()}, {"x": {"y": {1, 2}}}]
+)
 def test_what_cannot_be_stored_is_refused(tmp_path, bad):
     with pytest.raises(TypeError):
         files.write(tmp_path / "x.h5", lambda f: files.put_tree(f, bad), role="vae")
