@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401  registers the Zstd filter with HDF5
 import numpy as np
 
 from wmrl.errors import ArtifactError

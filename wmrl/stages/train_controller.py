@@ -130,13 +130,14 @@ class Progress:
         if "precision" in choices:
             choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
         complete = part["complete"] and part["trainer"] == trainer
-        return cls(store, parents, trainer, choices, part["tree"], part["step"], part["last"], complete)
+        return cls(store, parents, trainer, choices, part["tree"], part["step"], dict(part["last"]), complete)
 
     def save(self, tree: dict[str, Any]) -> None:
         """Keep the trainer's state, durably."""
         self.tree = tree
         names = ("parents", "trainer", "choices", "tree", "step", "last", "complete")
-        self.store.save_part(NAME, {name: getattr(self, name) for name in names})
+        kept = {name: getattr(self, name) for name in names}
+        self.store.save_part(NAME, {**kept, "last": list(self.last.items())})  # metrics have "/" in their names
 
     def finish(self, *, complete: bool) -> None:
         """Note that the artifact of this state is written."""
