@@ -1,6 +1,6 @@
 """Where metrics and pictures go: JSON lines always, TensorBoard when installed, a tracker when asked for.
 
-Every sink has the same four methods. `Guarded` wraps one so that a sink that fails warns once and is left out from then on:
+Every sink has the same four methods. `Guarded` wraps one so that a sink that fails warns once and is left out:
 losing a curve must never cost a run.
 """
 
