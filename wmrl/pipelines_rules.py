@@ -70,7 +70,7 @@ def seeds(text: str) -> list[int]:
     found: list[int] = []
     for word in text.replace(",", " ").split():
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-        if not match:
+        if not match or int(match[2] or match[1]) < int(match[1]):
             raise RulesError(f"SEED={text}: a seed is a whole number; several are 1-5 or 1,3,4")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(found))

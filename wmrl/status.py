@@ -127,18 +127,24 @@ def _data(pipe: Pipeline, logdir: Path) -> Entry:
 def _artifact(name: str, logdir: Path, above: dict[str, Entry]) -> Entry:
     path = logdir / f"{name}.h5"
     entry = Entry(name, "missing", str(path), command=f"wmrl {MAKERS[name]} --logdir {logdir}")
+    part = logdir / f"{name}.part.h5"
     try:
         if not path.exists():
-            step = _progress(logdir / f"{name}.part.h5", name)
+            step = _progress(part, name)
             return dataclasses.replace(entry, state="in progress" if step else "missing", detail=step)
         about = _about(path, name)
     except ArtifactError as error:
-        remedy = f"{entry.command} --noreload"
+        remedy = f"rm {path if path.exists() else part} && {entry.command}"
         return dataclasses.replace(entry, state="damaged", why=str(error), command=remedy)
     facts, parents = about["facts"], about["parents"]
     entry = dataclasses.replace(entry, state="complete", detail=_detail(about), hash=_hash(about), parents=parents)
     why = _moved(facts, name) or _outdated(parents, above)
-    return dataclasses.replace(entry, state="stale", why=why, command=f"{entry.command} --noreload") if why else entry
+    if why:
+        anew = "" if name == "test" else " --noreload"
+        return dataclasses.replace(entry, state="stale", why=why, command=f"{entry.command}{anew}")
+    grown = name == "vae" and above["data"].hash not in ("", parents.get("data", ""))
+    why = f"episodes were appended since; {entry.command} continues on them" if grown else ""
+    return dataclasses.replace(entry, why=why)
 
 
 def _about(path: Path, role: str) -> dict[str, Any]:
@@ -155,8 +161,19 @@ def _detail(about: dict[str, Any]) -> str:
     facts, kind = about["facts"], about["component"].get("kind", "")
     if "from" in facts:
         return f"refers to {facts['from']}"
-    steps = f"{int(facts['steps']):,} steps" if facts.get("steps") else ""
-    return ", ".join(word for word in (kind, "untrained" if facts.get("untrained") else steps) if word)
+    words = [kind, f"{int(facts['steps']):,} steps" if facts.get("steps") else "", _quality(facts)]
+    return ", ".join(word for word in words if word)
+
+
+def _quality(facts: dict[str, Any]) -> str:
+    """How good a trained part was on its validation set."""
+    best, validation = facts.get("best"), facts.get("validation") or {}
+    if facts.get("untrained"):
+        return "untrained"
+    if isinstance(best, dict) and best.get("generation"):
+        return f"validation return {best['return']:.1f} in generation {best['generation']}"
+    loss = validation.get("model", validation).get("loss")
+    return f"validation loss {loss:.4g}" if isinstance(loss, int | float) else ""
 
 
 def _moved(facts: dict[str, Any], name: str) -> str:
@@ -203,10 +220,10 @@ def _progress(part: Path, name: str) -> str:
         tree = files.get_tree(file)
     if "tallies" in tree:
         return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
-    done = next((tree[key] for key in ("step", "steps") if isinstance(tree.get(key), int)), None)
-    inner = tree.get("tree") or {}
-    generations = f", {len(inner['history'])} generations" if "history" in inner else ""
-    return f"step {done:,}{generations}" if done is not None else "begun"
+    done = tree.get("progress", tree).get("step")
+    search = tree.get("tree") or {}
+    generations = f", {len(search['history'])} generations" if "history" in search else ""
+    return "begun" if done is None else f"step {done:,}{generations}"
 
 
 def _videos(logdir: Path, test: Entry) -> Entry:

@@ -1,0 +1,187 @@
+"""`wmrl status`: what exists, what is stale and why, and what to run next."""
+
+import json
+
+import numpy as np
+import pytest
+
+from wmrl import files, pipeline, status
+from wmrl.artifact import Artifact
+from wmrl.data import shards
+from wmrl.errors import ArtifactError
+from wmrl.store import Store, lock
+
+META = {
+    "env": {"id": "CarRacing-v3", "size": 4, "crop": False},
+    "policy": {"policy": "brown"},
+    "observation": {"shape": [3, 4, 4], "dtype": "uint8"},
+    "actions": {"size": 3, "discrete": False},
+}
+SCORE = {"episodes": 2, "mean": 842.25, "std": 1, "iqm": 850, "low": 800.0, "high": 860, "least": 1, "most": 2}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A logdir that knows its pipeline and nothing else."""
+    pipe = pipeline.load(None, [f'data="{tmp_path}/data"', "generate.rollouts=4"])
+    store = Store(tmp_path / "run", pipe)
+    store.remember()
+    return store
+
+
+def episodes(store, first, count):
+    steps = 3
+    zeros = np.zeros(steps + 1)
+    made = [
+        shards.Episode(
+            np.full((steps + 1, 3, 4, 4), first, np.uint8),
+            np.zeros((steps + 1, 3), np.float32),
+            zeros.astype(np.float32),
+            zeros.astype(bool),
+            zeros.astype(bool),
+            first + i,
+        )
+        for i in range(count)
+    ]
+    shards.write_shard(store.data, first, made, META)
+
+
+def save(store, name, number, parents, **facts):
+    made = Artifact(name, {"kind": name}, tensors={"w": np.full(3, number)}, parents=parents, facts=facts)
+    store.save(name, made)
+    return made.hash
+
+
+@pytest.fixture
+def whole(store):
+    """A logdir in which every stage is complete."""
+    episodes(store, 0, 4)
+    data = shards.complete(store.data).hash
+    vae = save(store, "vae", 1, {"data": data}, steps=800, validation={"loss": 12.5})
+    dynamics = save(store, "dynamics", 1, {"data": data, "representation": vae}, untrained=True)
+    parents = {"representation": vae, "dynamics": dynamics}
+    best = {"return": 700.0, "generation": 5}
+    controller = save(store, "controller", 1, {"data": data, **parents}, steps=5000, best=best)
+    scores = {"carracing-2": {"hash": "abc", "summary": SCORE}}
+    save(store, "test", 1, {**parents, "controller": controller}, scores=scores, order=["carracing-2"])
+    (store.logdir / "videos").mkdir()
+    (store.logdir / "videos" / "episode.mp4").write_bytes(b"film")
+    return store
+
+
+def states(store):
+    return {entry.name: entry.state for entry in status.report(store.logdir).entries}
+
+
+def entry(store, name):
+    return next(e for e in status.report(store.logdir).entries if e.name == name)
+
+
+def test_an_empty_logdir_begins_with_generate(store):
+    assert set(states(store).values()) == {"missing"}
+    assert status.report(store.logdir).next == f"wmrl generate --logdir {store.logdir} --data {store.data}"
+
+
+def test_a_complete_run_leaves_nothing_to_do(whole, capsys):
+    report = status.report(whole.logdir)
+    assert {e.state for e in report.entries} == {"complete"} and report.next == ""
+    assert report.scores == [{"protocol": "carracing-2", "protocol_hash": "abc", **SCORE}]
+    status.run(whole.logdir)
+    out, err = capsys.readouterr()
+    assert "mean 842.2" in out and "nothing is left to do" in out and not err
+    for words in ("4 episodes, 12 steps", "800 steps, validation loss 12.5", "untrained", "700.0 in generation 5"):
+        assert words in out
+    assert f"controller {status.report(whole.logdir).entries[3].hash[:8]}" in out
+
+
+def test_it_is_one_json_object(whole, capsys):
+    status.run(whole.logdir, as_json=True)
+    table = json.loads(capsys.readouterr().out)
+    assert table["schema_version"] == 1 and [e["name"] for e in table["entries"]][:2] == ["data", "vae"]
+
+
+def test_unfinished_data_and_stages_say_how_far_they_are(store):
+    episodes(store, 0, 3)
+    store.save_part("vae", {"progress": {"step": 1234}})
+    store.save_part("controller", {"step": 99, "tree": {"history": np.zeros((7, 4))}})
+    store.save_part("test", {"tallies": [{"returns": np.zeros(5)}]})
+    assert states(store)["data"] == "in progress" and entry(store, "data").detail == "3 of 4 episodes"
+    assert entry(store, "vae").detail == "step 1,234"
+    assert entry(store, "controller").detail == "step 99, 7 generations"
+    assert entry(store, "test").detail == "5 episodes played"
+
+
+def test_a_retrained_parent_makes_its_children_stale(whole):
+    save(whole, "vae", 2, {"data": entry(whole, "data").hash})
+    found = states(whole)
+    assert found["vae"] == "complete"
+    assert [found[n] for n in ("dynamics", "controller", "test", "videos")] == ["stale"] * 4
+    assert "representation" in entry(whole, "dynamics").why
+    assert status.report(whole.logdir).next == f"wmrl train-dynamics --logdir {whole.logdir} --noreload"
+
+
+def test_appended_episodes_make_nothing_stale(whole):
+    episodes(whole, 4, 2)
+    shards.complete(whole.data)
+    assert set(states(whole).values()) == {"complete"}
+    assert "appended" in entry(whole, "vae").why
+
+
+def test_other_data_make_everything_stale(whole):
+    for path in whole.data.iterdir():
+        path.unlink()
+    episodes(whole, 0, 2)
+    shards.complete(whole.data)
+    assert entry(whole, "vae").state == "stale" and "data" in entry(whole, "vae").why
+
+
+def test_damage_is_told_with_its_remedy(whole):
+    path = whole.path("dynamics")
+    path.write_bytes(path.read_bytes()[:-7])
+    found = entry(whole, "dynamics")
+    assert found.state == "damaged" and "truncated" in found.why
+    assert status.report(whole.logdir).next == f"rm {path} && wmrl train-dynamics --logdir {whole.logdir}"
+
+
+def test_a_missing_shard_is_damage(whole):
+    next(whole.data.glob("shard-*")).unlink()
+    assert entry(whole, "data").state == "damaged" and "missing" in entry(whole, "data").why
+
+
+def test_a_reference_follows_its_file(whole, tmp_path):
+    other = Store(tmp_path / "other", whole.pipe)
+    target = other.path("vae")
+    hash_ = save(other, "vae", 1, {"data": entry(whole, "data").hash})
+    whole.refer("vae", str(target))
+    assert entry(whole, "vae").hash == hash_ and entry(whole, "vae").state == "complete"
+    save(other, "vae", 3, {})
+    assert entry(whole, "vae").state == "stale" and "has changed" in entry(whole, "vae").why
+    target.unlink()
+    assert entry(whole, "vae").state == "stale" and "missing" in entry(whole, "vae").why
+
+
+def test_a_process_at_work_is_seen(whole):
+    assert not status.report(whole.logdir).busy
+    with lock(whole.logdir):
+        assert status.report(whole.logdir).busy
+
+
+def test_nothing_is_changed_by_looking(whole):
+    def snapshot():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in whole.logdir.rglob("*")}
+
+    before = snapshot()
+    status.report(whole.logdir)
+    assert snapshot() == before
+
+
+def test_what_is_no_logdir_is_one_sentence(tmp_path):
+    with pytest.raises(ArtifactError, match="no folder"):
+        status.report(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="no logdir of wmrl"):
+        status.report(tmp_path)
+
+
+def test_a_foreign_file_in_place_of_an_artifact_is_damage(whole):
+    files.write(whole.path("vae"), lambda file: None, role="dynamics")
+    assert entry(whole, "vae").state == "damaged" and "holds dynamics" in entry(whole, "vae").why
