@@ -1,0 +1,89 @@
+"""`wmrl data`: look at datasets, check them, convert them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Datasets of rollouts: info, check, import, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+SCHEMA_VERSION = 1
+
+
+@app.command("info")
+def info(path: Folder, as_json: AsJson = False) -> None:
+    """Episodes, steps, returns, shapes, size, policy and versions of a dataset, finished or not."""
+    from wmrl.data.info import info as describe
+    from wmrl.data.info import lines
+
+    about = describe(path)
+    typer.echo(_json(about) if as_json else "\n".join(lines(about)))
+
+
+@app.command("check")
+def check(path: Folder, as_json: AsJson = False) -> None:
+    """Read a whole dataset and list what is wrong with it. Exit code 1 if anything is."""
+    import dataclasses
+
+    from wmrl.data.check import check as findings
+
+    found = []
+    for finding in findings(path):
+        found.append(dataclasses.asdict(finding))
+        if not as_json:
+            typer.echo(f"{finding.kind}: {finding.text}")
+    if as_json:
+        typer.echo(_json({"data": str(path), "findings": found}))
+    elif not found:
+        typer.echo(f"{path}: nothing is wrong")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(help="npz rollouts of ctallec or tbwm, or a Minari dataset (folder or id).", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The new dataset's folder.", show_default=False)],
+    env_id: Annotated[
+        str | None,
+        typer.Option(
+            "--env-id", "--env", help="The environment; npz: CarRacing-v3, Minari: its own.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Convert rollouts made by other programs."""
+    from wmrl.data.ingest import ingest, read
+
+    foreign = read(source, env_id)
+    typer.echo(f"{source}: {foreign.count} episodes", err=True)
+    index = ingest(foreign, out)
+    typer.echo(f"{out}: {len(index.seeds)} episodes, {int(index.lengths.sum()):,} steps")
+
+
+@app.command("export")
+def export(
+    path: Folder,
+    dataset_id: Annotated[
+        str, typer.Option("--id", help="The Minari dataset's id: name/of-it-v0.", show_default=False)
+    ],
+) -> None:
+    """Write a dataset as a Minari dataset, without loss, into Minari's local folder."""
+    from wmrl.data.convert_minari import export as write
+    from wmrl.data.episodes import Episodes
+
+    typer.echo(str(write(Episodes(path), dataset_id)))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2)

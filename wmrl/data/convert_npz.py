@@ -1,0 +1,107 @@
+"""Rollouts of ctallec/world-models and of tbwm: `thread_<k>/rollout_<i>.npz`.
+
+There `observations[t]` is the frame *after* `actions[t]`, and the first frame of the episode is missing. So our row t
+is (observations[t], actions[t + 1], rewards[t + 1], terminals[t + 1]), and T frames make an episode of T - 1 steps. Their
+actions are the environment's own; 1,001 rows of them are kept for any episode, and cut. They do not tell a time limit
+from an end of the game: an episode that ends at the environment's limit counts as truncated.
+"""
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmrl import seeding
+from wmrl.data.ingest import Foreign, actions_meta
+from wmrl.data.shards import Episode
+from wmrl.errors import ArtifactError
+
+KEYS = ("observations", "actions", "rewards", "terminals")
+
+
+def find(folder: Path) -> list[Path]:
+    """The rollouts in `folder` and below, in the order of their numbers."""
+    return sorted(folder.rglob("*.npz"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
+
+
+def read(folder: Path, files: Sequence[Path], env_id: str) -> Foreign:
+    """The rollouts as episodes.
+
+    Args:
+        folder: Where they lie.
+        files: As `find` gives them.
+        env_id: The environment, for the range of its actions and its time limit.
+
+    Raises:
+        ArtifactError: if a file is damaged, or holds something else.
+        ConfigError: if the environment is not known.
+    """
+    from wmrl.envs import make
+    from wmrl.pipeline import Env
+
+    size = _arrays(files[0])["observations"].shape[1]
+    with make(Env(id=env_id, size=size), 1, threads=1) as env:
+        one = np.ones((1, env.actions.size), np.float32)
+        box = (None, None) if env.actions.discrete else (env.native_action(-one)[0], env.native_action(one)[0])
+        meta: dict[str, Any] = {
+            "env": {"id": env_id, "size": size, "crop": False, "backend": "imported"},
+            "policy": {"policy": "random", "source": "npz"},
+            "actions": actions_meta(env.actions, *box),
+        }
+        to_ours, limit = env.from_native, env.max_steps
+
+    def episodes() -> Iterator[Episode]:
+        for path in files:
+            yield convert(_arrays(path), to_ours, limit, seeding.number("npz", path.relative_to(folder).as_posix()))
+
+    return Foreign(episodes(), len(files), meta)
+
+
+def convert(
+    arrays: dict[str, np.ndarray], to_ours: Callable[[np.ndarray], np.ndarray], limit: int | None, seed: int
+) -> Episode:
+    """One rollout, shifted by one.
+
+    Args:
+        arrays: `observations` (T, H, W, C), `actions` (>= T, A), `rewards` (T,), `terminals` (T,).
+        to_ours: The environment's actions (k, A) -> [-1, 1] or one-hot.
+        limit: Steps after which the environment truncates.
+        seed: Stands for the unknown one.
+    """
+    obs = np.ascontiguousarray(arrays["observations"].transpose(0, 3, 1, 2))
+    count = len(obs)
+    action = to_ours(arrays["actions"][:count]).astype(np.float32)
+    over = arrays["terminals"].astype(bool)
+    terminated = over if limit is None or count < limit else np.zeros_like(over)
+    truncated = np.zeros_like(over)
+    truncated[-1] = not terminated[-1]
+    columns = {
+        "action": action,
+        "reward": arrays["rewards"].astype(np.float32),
+        "terminated": terminated,
+        "truncated": truncated,
+    }
+    return Episode(obs=obs, **{name: _shifted(column) for name, column in columns.items()}, seed=seed)
+
+
+def _shifted(column: np.ndarray) -> np.ndarray:
+    return np.concatenate([column[1:], np.zeros_like(column[:1])])
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in KEYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} is no rollout with {', '.join(KEYS)}: {error}") from error
+    obs, count = arrays["observations"], len(arrays["observations"])
+    if obs.ndim != 4 or obs.dtype != np.uint8 or count < 2:
+        raise ArtifactError(
+            f"{path} holds observations {obs.shape} of {obs.dtype}, not (T, H, W, C) of uint8 with T > 1"
+        )
+    if len(arrays["actions"]) < count or len(arrays["rewards"]) != count or len(arrays["terminals"]) != count:
+        raise ArtifactError(f"{path} holds {count} observations and other numbers of actions, rewards or terminals")
+    return arrays
