@@ -11,7 +11,7 @@ import typer
 
 import wmrl
 from wmrl.errors import Stopped, UserError
-from wmrl.session import Asked
+from wmrl.session import Asked, Session
 
 CODES = """Exit codes: 0 ok; 1 failure; 2 usage or configuration; 3 missing or unreadable artifact or extra;
 4 target not met (--target-return); 5 artifacts or protocols that do not fit together; 130 and 143 after a clean
@@ -113,22 +113,22 @@ def _run(name: str, target: str, writes: str | None, call: Call, common: dict[st
     flags = {"seed": common["seed"], "env.id": common["env_id"], **call.flags}
     source = common["pipeline"] or common["pipeline_option"]
     asked = Asked(source, common["logdir"], common["data"], tuple(common["set_"] or ()), flags)
-    pipe, logdir = session.resolve(asked, writes=writes, anew=bool(call.run.get("noreload")))
+    found = session.resolve(asked, writes=writes, anew=bool(call.run.get("noreload")))
     if common["print_config"]:
-        _print_config(pipe, logdir)
+        _print_config(found)
         return
     from wmrl import interrupts
     from wmrl.launch import launch
 
     interrupts.install()
-    session.remember(logdir)
-    launch(name, target, pipe, logdir, common, call.run, call.options)
+    session.remember(found.logdir)
+    launch(name, target, found, common, call.run, call.options)
 
 
-def _print_config(pipe: Any, logdir: Path) -> None:
+def _print_config(found: Session) -> None:
     import json
 
-    typer.echo(json.dumps({"logdir": str(logdir), "pipeline": pipe.table()}, indent=2))
+    typer.echo(json.dumps({"logdir": str(found.logdir), "pipeline": found.pipe.table()}, indent=2))
 
 
 def _option(help_: str, *names: str, **more: Any) -> Any:

@@ -2,33 +2,30 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from wmrl import files
 from wmrl.errors import ConfigError
 from wmrl.log import Log
-from wmrl.pipeline import Pipeline
 from wmrl.run import Run, cores
+from wmrl.session import Session
 from wmrl.store import Store, check_components
 
 
 def launch(
     name: str,
     target: str,
-    pipe: Pipeline,
-    logdir: Path,
+    session: Session,
     common: Mapping[str, Any],
     settings: Mapping[str, Any],
     options: Callable[[], Any] | None,
 ) -> None:
-    """Run the stage `target` ("module:function") on `logdir`.
+    """Run the stage `target` ("module:function").
 
     Args:
         name: The stage's name in logs.
         target: Where the stage's function is.
-        pipe: The resolved pipeline.
-        logdir: The run's folder.
+        session: The pipeline and the logdir.
         common: The options that every stage has.
         settings: Fields of `Run` that the command sets.
         options: Makes the stage's further argument, if it takes one.
@@ -37,12 +34,12 @@ def launch(
         UserError: whatever the stage raises.
     """
     module, _, function = target.partition(":")
-    run = _settings(common, settings)
+    run, pipe, logdir = _settings(common, settings), session.pipe, session.logdir
     store = Store(logdir, pipe)
     check_components(pipe)
     with store.lock():
         files.sweep(logdir)
-        store.remember()
+        store.remember(session.sets)
         verbosity = int(common["verbose"]) - int(common["quiet"])
         bar = False if common["no_progress"] else (True if run.display else None)
         with Log(name, logdir, progress=bar, verbosity=verbosity, as_json=run.json, track=common["track"]) as log:

@@ -257,13 +257,29 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _stored(logdir: Path) -> tuple[str, dict[str, Any]]:
+    table = dict(_kept(logdir)["pipeline"])
+    return table.pop("name"), table
+
+
+def stored_sets(logdir: Path) -> list[str]:
+    """The overrides that were given in a logdir.
+
+    Raises:
+        ArtifactError: if it holds no pipeline, or a damaged one.
+    """
+    return _kept(logdir)["set"]
+
+
+def _kept(logdir: Path) -> dict[str, Any]:
     try:
-        table = json.loads((logdir / STORED).read_text())
-        return table.pop("name"), table
+        kept = json.loads((logdir / STORED).read_text())
+        if not isinstance(kept["pipeline"]["name"], str) or not all(isinstance(s, str) for s in kept["set"]):
+            raise ValueError("it is no pipeline")
     except FileNotFoundError:
         raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
+    return kept
 
 
 def _set(table: dict[str, Any], override: str) -> None:

@@ -34,10 +34,26 @@ class Asked:
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> tuple[Pipeline, Path]:
+@dataclass(frozen=True)
+class Session:
+    """What a call works on.
+
+    Args:
+        pipe: The pipeline, overrides applied.
+        logdir: The run's folder.
+        sets: The overrides of this call and of earlier ones in this logdir, as "a.b=c".
+    """
+
+    pipe: Pipeline
+    logdir: Path
+    sets: tuple[str, ...] = ()
+
+
+def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> Session:
     """The pipeline and the logdir of a call.
 
     Without a pipeline, the one stored in the logdir holds; without both, the logdir used last, else the default.
+    Overrides once given in a logdir hold for later calls there, except for a stage that begins anew.
 
     Args:
         asked: What was typed.
@@ -51,11 +67,15 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> t
     source, logdir = _source(asked)
     name, table = pipeline.read(source)
     own_env = pipeline.parse({"name": name, **table}).env.id
-    pipe = _override(name, table, asked, own_env)
+    sets = (*asked.sets, *flags_as_sets(asked.flags))
+    pipe = _override(name, table, asked.data, sets, own_env)
     folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own_env))
-    if (folder / STORED).exists():
-        pipe = _continue(folder, pipe, writes if anew else None)
-    return pipe, folder
+    if not (folder / STORED).exists():
+        return Session(pipe, folder, sets)
+    begins = writes if anew else None
+    sets = _merged(pipeline.stored_sets(folder), sets, begins)
+    pipe = _override(name, table, asked.data, sets, own_env)
+    return Session(_continue(folder, pipe, begins), folder, sets)
 
 
 def remember(logdir: Path) -> None:
@@ -81,17 +101,26 @@ def _source(asked: Asked) -> tuple[str, Path | None]:
     if asked.logdir is not None:
         return (str(asked.logdir) if (asked.logdir / STORED).exists() else pipeline.DEFAULT), asked.logdir
     if (recent := last()) is not None:
-        print(f"logdir: {recent} (used last; name another with --logdir)", file=sys.stderr)
+        sys.stderr.write(f"logdir: {recent} (used last; name another with --logdir)\n")
         return str(recent), recent
     return pipeline.DEFAULT, None
 
 
-def _override(name: str, table: dict[str, Any], asked: Asked, own_env: str) -> Pipeline:
-    sets = [*asked.sets, *flags_as_sets(asked.flags)]
+def _merged(old: Iterable[str], new: Iterable[str], begins: str | None) -> tuple[str, ...]:
+    """Old overrides, but for those of a stage that begins anew, then new ones; the last of each key."""
+    from wmrl import store
+
+    sections = store.SECTIONS[begins] if begins else ()
+    kept = [s for s in old if not store.holds(s.partition("=")[0].strip(), sections)]
+    return tuple({s.partition("=")[0].strip(): s for s in [*kept, *new]}.values())
+
+
+def _override(name: str, table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
+    sets = list(sets)
     moved = pipeline.with_overrides(table, sets)
     env = moved.get("env", {}).get("id", own_env)
-    if asked.data is not None:
-        moved["data"] = str(asked.data)
+    if data is not None:
+        moved["data"] = str(data)
     elif env != own_env and not any(s.startswith("data=") for s in sets):
         moved["data"] = ""
     return pipeline.parse({"name": name, **moved})

@@ -10,7 +10,7 @@ LOGDIR/metrics/*.jsonl     logs/*.log     images/     videos/
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,9 +189,9 @@ class Store:
                     f"run: wmrl {MAKERS[name]} {self._where()} --noreload"
                 )
 
-    def remember(self) -> None:
-        """Keep the pipeline in the logdir."""
-        text = json.dumps(self.pipe.table(), indent=2) + "\n"
+    def remember(self, sets: Sequence[str] = ()) -> None:
+        """Keep the pipeline in the logdir, and the overrides that made it what it is."""
+        text = json.dumps({"pipeline": self.pipe.table(), "set": list(sets)}, indent=2) + "\n"
         path = self.logdir / STORED
         if not path.exists() or path.read_text() != text:
             files.atomic_text(path, text)
@@ -290,7 +290,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
     old, new = _flat(stored.table()), _flat(asked.table())
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key) or not _holds(key, ["seed", "env", *held]):
+        if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
             continue
         if key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
             continue
@@ -302,7 +302,8 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
         )
 
 
-def _holds(key: str, sections: list[str]) -> bool:
+def holds(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key of a pipeline lies in one of these sections."""
     return any(key == s or key.startswith(f"{s}.") for s in sections)
 
 

@@ -72,11 +72,12 @@ def test_unknown_and_broken_files(tmp_path):
 def test_a_logdir_holds_its_pipeline(tmp_path):
     with pytest.raises(ArtifactError, match="it is no logdir"):
         load(tmp_path)
-    (tmp_path / pipeline.STORED).write_text(json.dumps(load(None, ["seed=9"]).table()))
+    (tmp_path / pipeline.STORED).write_text(json.dumps({"pipeline": load(None, ["seed=9"]).table(), "set": ["seed=9"]}))
     assert load(tmp_path).seed == 9
-    (tmp_path / pipeline.STORED).write_text("{")
-    with pytest.raises(ArtifactError, match="damaged"):
-        load(tmp_path)
+    for damaged in ("{", "[]", "{}", '{"pipeline": 3, "set": []}'):
+        (tmp_path / pipeline.STORED).write_text(damaged)
+        with pytest.raises(ArtifactError, match="damaged"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize(

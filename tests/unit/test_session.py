@@ -6,7 +6,7 @@ import pytest
 
 from wmrl import pipeline, session
 from wmrl.errors import ConfigError
-from wmrl.session import Asked, resolve
+from wmrl.session import Asked, Session
 from wmrl.store import Store
 
 
@@ -17,8 +17,14 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def make(logdir: str, *sets: str) -> Store:
     store = Store(Path(logdir), pipeline.load(None, sets))
-    store.remember()
+    store.remember(sets)
     return store
+
+
+def resolve(asked: Asked, **more) -> tuple[pipeline.Pipeline, Path]:
+    found = session.resolve(asked, **more)
+    assert isinstance(found, Session)
+    return found.pipe, found.logdir
 
 
 def test_nothing_said_is_the_default():
@@ -79,3 +85,31 @@ def test_text_flags_survive_quoting():
     sets = list(session.flags_as_sets({"env.id": 'we"ird\\id', "x": None, "y": True, "z": 1.5}))
     assert sets == ['env.id="we\\"ird\\\\id"', "y=true", "z=1.5"]
     assert pipeline.with_overrides({}, sets)["env"]["id"] == 'we"ird\\id'
+
+
+def test_overrides_hold_for_later_calls_in_the_same_logdir(tmp_path):
+    file = tmp_path / "exp.toml"
+    file.write_text('dynamics = { kind = "mdn-rnn", hidden = 32 }')
+    first = session.resolve(Asked(pipeline=str(file), flags={"fit.vae.batch": 5}))
+    store = Store(first.logdir, first.pipe)
+    store.remember(first.sets)
+    store.save_part("vae", {"step": 1})
+    again = session.resolve(Asked(pipeline=str(file), flags={"fit.dynamics.batch": 6}))
+    assert (again.pipe.fit.vae.batch, again.pipe.fit.dynamics.batch) == (5, 6)
+    with pytest.raises(ConfigError, match=r"fit\.vae\.batch"):
+        resolve(Asked(pipeline=str(file), flags={"fit.vae.batch": 7}))
+    anew = resolve(Asked(pipeline=str(file)), writes="vae", anew=True)[0]
+    assert anew.fit.vae.batch == pipeline.load(file).fit.vae.batch != 5
+
+
+def test_an_edited_file_is_noticed(tmp_path):
+    file = tmp_path / "exp.toml"
+    file.write_text("fit = { vae = { batch = 4 } }")
+    first = session.resolve(Asked(pipeline=str(file)))
+    store = Store(first.logdir, first.pipe)
+    store.remember(first.sets)
+    store.save_part("vae", {"step": 1})
+    file.write_text("fit = { vae = { batch = 8 } }")
+    with pytest.raises(ConfigError, match=r"fit\.vae\.batch: .* begun with 4, this call says 8"):
+        resolve(Asked(pipeline=str(file)))
+    assert resolve(Asked(pipeline=str(file)), writes="vae", anew=True)[0].fit.vae.batch == 8
