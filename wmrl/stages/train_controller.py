@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -59,10 +59,12 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     with course.threads(), ExitStack() as stack:
         facts = trainer.train(controller, _grounds(pipe, world, episodes, controller, course, log, run, stack))
     facts = {**facts, "trainer": course.trainer, "choices": course.choices}
-    store.save(NAME, artifact.of(controller, NAME, table, given, parents=course.parents, facts=facts))
+    made = artifact.of(controller, NAME, table, given, parents=course.parents, facts=facts)
+    store.save(NAME, made)
     course.finish(complete=not run.over())
     log.say(f"saved {store.path(NAME)}")
-    log.result({"controller": str(store.path(NAME)), "global_step": course.step, **course.last})
+    found = {"stage": "train-controller", "artifact": str(store.path(NAME)), "hash": made.hash}
+    log.result({**found, "global_step": course.step, "best": facts.get("best")})
 
 
 def fresh(pipe: Pipeline, given: tuple[tuple[int, ...], Actions]) -> Any:
@@ -83,7 +85,6 @@ class Progress:
         choices: What was decided at the first start and holds ever after, so that results stay the same.
         tree: The trainer's state, or None before its first save.
         step: Global step of the last row of metrics.
-        last: The last values logged.
         complete: Whether the trainer came to its end.
     """
 
@@ -93,7 +94,6 @@ class Progress:
     choices: dict[str, Any]
     tree: dict[str, Any] | None = None
     step: int = 0
-    last: dict[str, float] = field(default_factory=dict)
     complete: bool = False
 
     @classmethod
@@ -130,14 +130,13 @@ class Progress:
         if "precision" in choices:
             choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
         complete = part["complete"] and part["trainer"] == trainer
-        return cls(store, parents, trainer, choices, part["tree"], part["step"], dict(part["last"]), complete)
+        return cls(store, parents, trainer, choices, part["tree"], part["step"], complete)
 
     def save(self, tree: dict[str, Any]) -> None:
         """Keep the trainer's state, durably."""
         self.tree = tree
-        names = ("parents", "trainer", "choices", "tree", "step", "last", "complete")
-        kept = {name: getattr(self, name) for name in names}
-        self.store.save_part(NAME, {**kept, "last": list(self.last.items())})  # metrics have "/" in their names
+        names = ("parents", "trainer", "choices", "tree", "step", "complete")
+        self.store.save_part(NAME, {name: getattr(self, name) for name in names})
 
     def finish(self, *, complete: bool) -> None:
         """Note that the artifact of this state is written."""
@@ -195,7 +194,7 @@ def _grounds(
         return Rollouts(dream, Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
-        course.step, course.last = step, {**course.last, **metrics}
+        course.step = step
         log.metrics(step, metrics)
 
     return Grounds(

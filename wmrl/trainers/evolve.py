@@ -251,13 +251,16 @@ class _Rate:
     """Steps per second over the last seconds."""
 
     def __init__(self, memory: float = 10.0) -> None:
-        self._memory, self._began, self._steps, self._value = memory, time.monotonic(), 0, 0.0
+        self._memory, self._began, self._steps, self._value = memory, 0.0, 0, 0.0
 
     def add(self, steps: int) -> float:
+        if not self._began:
+            self._began = time.monotonic()
+            return 0.0
         self._steps += steps
         passed = time.monotonic() - self._began
-        if passed >= self._memory or self._value == 0.0:
-            self._value = self._steps / max(passed, 1e-9)
+        if passed >= self._memory or (passed > 1 and not self._value):
+            self._value = self._steps / passed
         if passed >= self._memory:
             self._began, self._steps = time.monotonic(), 0
         return self._value
