@@ -134,6 +134,21 @@ def test_another_representation_is_encoded_anew_and_said(episodes, log, tmp_path
     np.testing.assert_array_equal(made.columns["code"][:1], other.encode(frame).half().numpy())
 
 
+def test_the_precision_that_was_measured_is_kept(episodes, log, tmp_path, monkeypatch):
+    """The choice is made once: a rerun continues in it, another one that is asked for begins anew."""
+    monkeypatch.setattr(codes, "WORTH_MEASURING", 1)
+    monkeypatch.setattr(codes.precision, "choose", lambda work, device: ("bf16", "measured"))
+    codes.source(episodes, Toy(), "v1", tmp_path / "codes", log=log, run=RUN)
+    assert "in bf16 (measured)" in said(log)
+    sorted((tmp_path / "codes").glob("*.h5"))[0].unlink()
+    monkeypatch.setattr(codes.precision, "choose", None)
+    again, anew = Toy(), Toy()
+    codes.source(episodes, again, "v1", tmp_path / "codes", log=log, run=RUN)
+    assert 1 < again.seen < int(episodes.start[-1])
+    codes.source(episodes, anew, "v1", tmp_path / "codes", log=log, run=Run(precision="fp32"))
+    assert anew.seen == int(episodes.start[-1]) + 1 and "in fp32, into" in said(log)
+
+
 def test_a_damaged_file_is_made_again(episodes, log, tmp_path):
     good = codes.source(episodes, Toy(), "v1", tmp_path / "codes", log=log, run=RUN)
     path = sorted((tmp_path / "codes").glob("*.h5"))[0]

@@ -4,8 +4,8 @@ LOGDIR/codes/<digest of the shard>.h5 holds the codes of one shard of episodes (
 rewards and flags. A file counts only for the representation and the shard it was made of; any other is made again.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmrl import files, interrupts
+from wmrl import files, interrupts, precision
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError
 from wmrl.log import Log
@@ -25,6 +25,8 @@ ROLE = "codes"
 COLUMNS = ("code", "action", "reward", "terminated")
 ENCODED_AT_ONCE = 256
 """Frames that go through the encoder together."""
+WORTH_MEASURING = 10_000
+"""Frames from which on it pays to measure which precision encodes faster."""
 MEMORY = 1 << 30
 """The most bytes of codes that are kept in memory; larger ones are made anew for each batch."""
 
@@ -53,8 +55,10 @@ class Codes:
 
 def source(
     episodes: Episodes, representation: Any, hash_: str, folder: Path, *, log: Log, run: Run
-) -> "Codes | Episodes":
+) -> Codes | Episodes:
     """Where `windows` shall read from: codes, or the episodes themselves where codes would be no smaller.
+
+    Codes are read where they are on disk, else made, and saved shard by shard.
 
     Args:
         episodes: The dataset.
@@ -62,57 +66,35 @@ def source(
         hash_: The representation's content hash.
         folder: Where codes are kept.
         log: Says what is done.
-        run: Device and precision of the encoder.
+        run: Device and precision of the encoder. With "auto" the precision of codes that are there is kept.
 
     Returns:
         `Codes`, or `episodes` if a code is as large as its frame, or all codes exceed `MEMORY`.
-    """
-    frame = episodes.read(0, 1)["obs"]
-    code = _encoder(representation, run)(frame)
-    size = code.nbytes * int(episodes.start[-1])
-    if code.nbytes >= frame.nbytes:
-        return episodes
-    if size > MEMORY:
-        log.warn(f"codes would take {size / 2**30:.1f} GiB: frames are encoded anew for every batch, which is slow")
-        return episodes
-    return encoded(episodes, representation, hash_, folder, log=log, run=run)
-
-
-def encoded(episodes: Episodes, representation: Any, hash_: str, folder: Path, *, log: Log, run: Run) -> Codes:
-    """The codes of all episodes: read where they are on disk, else made and saved shard by shard.
-
-    Args:
-        episodes: The dataset.
-        representation: Frozen, on the run's device.
-        hash_: The representation's content hash.
-        folder: Where codes are kept.
-        log: Says what is done.
-        run: Device and precision of the encoder.
 
     Raises:
         Stopped: if a signal asks to stop; finished shards are kept.
         ArtifactError: if a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder(representation, run.device)
+    frame, total = episodes.read(0, 1)["obs"], int(episodes.start[-1])
+    code = encoder(frame)
+    if code.nbytes >= frame.nbytes:
+        return episodes
+    if (size := code.nbytes * total) > MEMORY:
+        log.warn(f"codes would take {size / 2**30:.1f} GiB: frames are encoded anew for every batch, which is slow")
+        return episodes
     files.sweep(folder)
-    key = hashlib.sha256(f"{hash_} {_half(run)}".encode()).hexdigest()
+    cache = Cache(folder, hash_, run.precision, log)
     columns: dict[str, np.ndarray] = {}
-    total, made, wanted = int(episodes.start[-1]), 0, set()
     for (low, high), digest in _shards(episodes):
-        path = folder / f"{digest[:32]}.h5"
-        part = _load(path, key, high - low, log, said=made > 0)
+        part = cache.load(digest, high - low)
         if part is None:
-            if not made:
-                log.say(f"encoding {total:,} frames once, into {folder}")
-            part = _encode(
-                episodes, low, high, _encoder(representation, run), lambda done: log.progress(done, total, "frames")
-            )
-            _save(path, key, part)
-            made += high - low
-        wanted.add(path.name)
+            cache.begin(encoder, episodes, total)
+            part = _encode(episodes, low, high, encoder, lambda done: log.progress(done, total, "frames"))
+            cache.save(digest, part)
         _place(columns, part, low, total)
         interrupts.check()
-    _tidy(folder, wanted)
+    cache.tidy(episodes.shards)
     return Codes(episodes.start, episodes.lengths, columns)
 
 
@@ -122,20 +104,104 @@ def _shards(episodes: Episodes) -> Iterator[tuple[tuple[int, int], str]]:
         yield (int(episodes.start[name.first]), int(episodes.start[name.first + name.count])), digest
 
 
-def _half(run: Run) -> bool:
-    return run.precision == "bf16"
+class Encoder:
+    """Frames (n, *obs) -> codes (n, *code), in as few bits as they need.
+
+    Args:
+        representation: Frozen, on `device`.
+        device: Where it computes.
+    """
+
+    def __init__(self, representation: Any, device: str):
+        self.representation, self.device, self.precision = representation, device, "fp32"
+
+    @torch.no_grad()
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Encode some frames."""
+        obs = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
+        with precision.autocast(self.precision, self.device):
+            return compact(self.representation.encode(obs), self.representation.latent.vocab)
+
+    @torch.no_grad()
+    def choose(self, frames: np.ndarray) -> tuple[str, str]:
+        """The faster precision for these frames, and what was measured."""
+        obs = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
+        return precision.choose(lambda: self.representation.encode(obs), self.device)
 
 
-def _encoder(representation: Any, run: Run) -> Callable[[np.ndarray], np.ndarray]:
-    """Frames (n, *obs) -> codes (n, *code) in as few bits as they need."""
+class Cache:
+    """Codes on disk, a file per shard.
 
-    def encode(frames: np.ndarray) -> np.ndarray:
-        obs = torch.from_numpy(np.ascontiguousarray(frames)).to(run.device)
-        kind = torch.device(run.device).type
-        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=_half(run)):
-            return compact(representation.encode(obs), representation.latent.vocab)
+    Args:
+        folder: Where the files lie.
+        maker: Content hash of the representation.
+        asked: "auto", or the precision that codes must have been made in.
+        log: Says what does not fit.
+    """
 
-    return encode
+    def __init__(self, folder: Path, maker: str, asked: str, log: Log):
+        self.folder, self.maker, self.log = folder, maker, log
+        self.precision = self._settled() if asked == "auto" else asked
+        self.begun = self.warned = False
+
+    def load(self, digest: str, rows: int) -> dict[str, np.ndarray] | None:
+        """The codes of a shard, or None if they are missing, of something else, or damaged."""
+        path = self._path(digest)
+        if not path.exists():
+            return None
+        try:
+            with files.open(path, role=ROLE) as file:
+                maker, made_in = file.attrs.get("maker"), file.attrs.get("precision")
+                if (maker, made_in) == (self.maker, self.precision) and len(file["code"]) == rows:
+                    return {name: file[name][()] for name in COLUMNS}
+        except ArtifactError as error:
+            self.log.warn(f"{error}: its frames are encoded again")
+            return None
+        if not self.warned:
+            self.warned = True
+            self.log.say(f"{self.folder} holds codes of another representation or precision: encoding again")
+        return None
+
+    def begin(self, encoder: Encoder, episodes: Episodes, total: int) -> None:
+        """Settle the precision of what is encoded from now on, and say so, once."""
+        if self.begun:
+            return
+        self.begun, why = True, ""
+        if not self.precision and total < WORTH_MEASURING:
+            self.precision = "fp32"
+        elif not self.precision:
+            self.precision, measured = encoder.choose(episodes.read(0, min(total, ENCODED_AT_ONCE))["obs"])
+            why = f" ({measured})"
+        encoder.precision = self.precision
+        self.log.say(f"encoding {total:,} frames once, in {self.precision}{why}, into {self.folder}")
+
+    def save(self, digest: str, part: dict[str, np.ndarray]) -> None:
+        """Keep the codes of a shard."""
+
+        def fill(file: h5py.File) -> None:
+            file.attrs["maker"], file.attrs["precision"] = self.maker, self.precision
+            for name, column in part.items():
+                file.create_dataset(name, data=column)
+
+        files.write(self._path(digest), fill, role=ROLE)
+
+    def tidy(self, digests: Iterable[str]) -> None:
+        """Remove the codes of all other shards."""
+        wanted = {self._path(digest) for digest in digests}
+        for path in self.folder.glob("*.h5"):
+            if path not in wanted:
+                path.unlink()
+
+    def _settled(self) -> str:
+        """The precision of the codes that are there already, or ""."""
+        for path in sorted(self.folder.glob("*.h5")):
+            with contextlib.suppress(ArtifactError), files.open(path, role=ROLE) as file:
+                if file.attrs.get("maker") == self.maker:
+                    return str(file.attrs.get("precision", ""))
+        return ""
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / f"{digest[:32]}.h5"
 
 
 def compact(code: Tensor, vocab: int | None = None) -> np.ndarray:
@@ -149,7 +215,7 @@ def compact(code: Tensor, vocab: int | None = None) -> np.ndarray:
 
 
 def _encode(
-    episodes: Episodes, low: int, high: int, encode: Callable[[np.ndarray], np.ndarray], progress: Callable[[int], None]
+    episodes: Episodes, low: int, high: int, encode: Encoder, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for a in range(low, high, ENCODED_AT_ONCE):
@@ -163,40 +229,8 @@ def _encode(
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _save(path: Path, key: str, part: dict[str, np.ndarray]) -> None:
-    def fill(file: h5py.File) -> None:
-        file.attrs["key"] = key
-        for name, column in part.items():
-            file.create_dataset(name, data=column)
-
-    files.write(path, fill, role=ROLE)
-
-
-def _load(path: Path, key: str, rows: int, log: Log, *, said: bool) -> dict[str, np.ndarray] | None:
-    """The codes in a file, or None if they are missing, of something else, or damaged."""
-    if not path.exists():
-        return None
-    try:
-        with files.open(path, role=ROLE) as file:
-            if file.attrs.get("key") == key and file["code"].shape[0] == rows:
-                return {name: file[name][()] for name in COLUMNS}
-    except ArtifactError as error:
-        log.warn(f"{error}: its frames are encoded again")
-        return None
-    if not said:
-        log.say(f"{path.parent} holds codes of another representation or precision: frames are encoded again")
-    return None
-
-
 def _place(columns: dict[str, np.ndarray], part: dict[str, np.ndarray], low: int, total: int) -> None:
     for name, column in part.items():
         if name not in columns:
             columns[name] = np.empty((total, *column.shape[1:]), column.dtype)
         columns[name][low : low + len(column)] = column
-
-
-def _tidy(folder: Path, wanted: set[str]) -> None:
-    """Remove codes of shards that the dataset no longer has."""
-    for path in folder.glob("*.h5"):
-        if path.name not in wanted:
-            path.unlink()
