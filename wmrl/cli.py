@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import wmrl
+from wmrl import cli_data
 from wmrl.errors import Stopped, UserError
 from wmrl.session import Asked, Session
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_data.app, name="data")
 
 
 @dataclass
