@@ -1,0 +1,382 @@
+"""The training loop: what it promises about bits, interruptions, schedules and bad numbers."""
+
+import copy
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from wmrl import fit as fitting
+from wmrl import interrupts, seeding
+from wmrl.errors import ContractError, Stopped, UserError
+from wmrl.fit import FitResult, fit
+from wmrl.log import Log
+from wmrl.pipeline import Fit, Pipeline
+from wmrl.run import Run
+from wmrl.spec import Batch, Loss
+from wmrl.store import Store
+
+SETTINGS = Fit(steps=24, batch=4, learning_rate=0.05, validate_every=5, log_every=4, warmup=3, clip=1.0, plateau=5)
+
+
+class Killed(BaseException):
+    """What nothing may catch and tidy up after, as kill -9."""
+
+
+class Toy:
+    """A small network with dropout and noise, its data, and a way to die at a given call of loss or validate."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 1))
+        self.losses = self.validations = 0
+        self.die_in_loss = self.die_in_validation = -1
+        self.bad: dict[int, float] = {}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        k = start
+        while True:
+            rng = seeding.generator("toy", k)
+            obs = torch.rand(4, 2, 3, generator=rng)
+            none = torch.zeros(4, 1)
+            yield Batch(obs, none[..., None], none, none, none + 1)
+            k += 1
+
+    def loss(self, batch: Batch, rng: torch.Generator) -> Loss:
+        if self.losses == self.die_in_loss:
+            raise Killed
+        self.losses += 1
+        assert batch.obs is not None
+        x = batch.obs.flatten(0, 1)
+        seen = self.module(x + 0.1 * torch.randn(x.shape, generator=rng))[:, 0]
+        error = (seen - x.sum(1)).square().mean()
+        term = error.detach() * self.bad.get(self.losses, 1.0)
+        return error * self.bad.get(-self.losses, 1.0), {"error": term}
+
+    def validate(self) -> dict[str, float]:
+        assert not self.module.training
+        if self.validations == self.die_in_validation:
+            raise Killed
+        self.validations += 1
+        batch = next(self.batches(10_000))
+        return {"loss": self.loss(batch, seeding.generator("valid"))[0].item()}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return copy.deepcopy(self.module.state_dict())
+
+
+Go = Callable[..., FitResult]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "run", Pipeline())
+
+
+@pytest.fixture
+def go(store: Store) -> Go:
+    def call(toy: Toy, settings: Fit = SETTINGS, **more: Any) -> FitResult:
+        run = more.pop("run", Run(precision="fp32"))
+        log = Log.quiet("train-toy", store.logdir)
+        try:
+            return fit(
+                toy.module,
+                toy.loss,
+                toy.batches,
+                more.pop("validate", toy.validate),
+                settings=settings,
+                name="toy",
+                seed=more.pop("seed", 1),
+                store=store,
+                log=log,
+                run=run,
+                **more,
+            )
+        finally:
+            log.close()
+
+    return call
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees have the same bits."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if hasattr(a, "tobytes") or isinstance(a, torch.Tensor):
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    return a == b
+
+
+def state(store: Store) -> dict[str, Any]:
+    """All that a training state holds but the time it took."""
+    tree = store.load_part("toy")
+    assert tree is not None
+    del tree["progress"]["seconds"]
+    return tree
+
+
+@pytest.fixture
+def finished(go: Go, store: Store) -> tuple[dict[str, Any], dict[str, torch.Tensor], FitResult]:
+    """An uninterrupted training: its final state, weights and result."""
+    toy = Toy()
+    result = go(toy)
+    done = state(store), toy.weights(), result
+    store.drop_part("toy")
+    return done
+
+
+def test_it_learns_and_ends_with_its_best_weights(go: Go) -> None:
+    toy = Toy()
+    before = toy.validate() if not toy.module.eval().training else {}
+    result = go(toy, dataclasses.replace(SETTINGS, steps=60))
+    assert result.best < before["loss"] / 2
+    assert result.steps == 60
+    assert toy.validate()["loss"] == result.best
+    assert not toy.module.training
+
+
+DEATHS = {
+    "start": [(0, -1)],
+    "step": [(7, -1), (9, -1)],
+    "first validation": [(-1, 0), (-1, 0), (-1, 1)],
+    "last validation": [(-1, 4)],
+    "again and again": [(n, -1) for n in (2, 1, 1, 3, 4, 2)],
+}
+"""Where a training dies, one after the other: (calls of loss before, calls of validate before), -1 for never."""
+
+
+@pytest.mark.parametrize(
+    ("where", "optimizer"), [*((where, "adam") for where in DEATHS), ("again and again", "rmsprop")]
+)
+def test_a_killed_training_ends_with_the_same_bits(
+    go: Go, store: Store, where: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
+    whole = Toy()
+    go(whole, settings)
+    expected = state(store)
+    store.drop_part("toy")
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
+    for in_loss, in_validation in DEATHS[where]:
+        toy = Toy(seed=9 if store.part("toy").exists() else 0)  # weights then come from the stored state
+        toy.die_in_loss, toy.die_in_validation = in_loss, in_validation
+        with pytest.raises(Killed):
+            go(toy, settings)
+    last = Toy(seed=9 if store.part("toy").exists() else 0)
+    go(last, settings)
+    assert same(state(store), expected)
+    assert same(last.weights(), whole.weights())
+
+
+def test_saving_changes_nothing(go: Go, store: Store, finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
+    go(Toy())
+    assert same(state(store), finished[0])
+
+
+def test_a_signal_saves_and_stops_and_the_same_call_continues(go: Go, store: Store, finished: Any) -> None:
+    toy = Toy()
+    plain = toy.loss
+
+    def loss(batch: Batch, rng: torch.Generator) -> Loss:
+        if toy.losses == 11:
+            interrupts._ask(signal.SIGTERM, None)
+        return plain(batch, rng)
+
+    toy.loss = loss  # type: ignore[method-assign]
+    old = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Stopped) as stopped:
+            go(toy)
+        assert stopped.value.code == 143
+    finally:
+        interrupts.clear()
+        signal.signal(signal.SIGTERM, old)
+    made = state(store)["progress"]["step"]
+    assert 9 <= made <= 12  # the step in which the signal came is the last one
+    rest = Toy(seed=5)
+    go(rest)
+    assert same(state(store), finished[0])
+    assert rest.losses - rest.validations == SETTINGS.steps - made  # no step was made twice
+
+
+def test_steps_are_not_made_again_after_the_end(go: Go, finished: Any, store: Store) -> None:
+    go(Toy())
+    toy = Toy(seed=3)
+    result = go(toy)
+    assert toy.losses == 0
+    assert same(toy.weights(), finished[1])
+    assert result.best == finished[2].best
+
+
+def test_more_steps_continue_a_finished_training(go: Go, store: Store) -> None:
+    go(Toy())
+    toy = Toy(seed=3)
+    result = go(toy, dataclasses.replace(SETTINGS, steps=30))
+    assert result.steps == 30
+    assert toy.losses - toy.validations == 6
+
+
+def test_noreload_begins_anew(go: Go, finished: Any, store: Store) -> None:
+    go(Toy())
+    toy = Toy()
+    go(toy, run=Run(precision="fp32", noreload=True))
+    assert toy.losses - toy.validations == SETTINGS.steps
+    assert same(state(store), finished[0])
+
+
+@pytest.mark.parametrize(("bad", "term"), [({7: float("nan")}, "error is nan"), ({-7: float("inf")}, "loss is inf")])
+def test_a_bad_number_stops_within_the_interval_and_names_itself(
+    go: Go, store: Store, bad: dict[int, float], term: str
+) -> None:
+    toy = Toy()
+    toy.bad = bad  # the seventh call of loss is step 6: a validation came after step 5
+    with pytest.raises(UserError, match=rf"toy: {term} at step 6; .*state of step 5 is kept"):
+        go(toy)
+    assert toy.losses <= 6 + 1 + SETTINGS.log_every
+    kept = state(store)
+    assert kept["progress"]["step"] == 5
+    assert all(torch.as_tensor(value).isfinite().all() for value in kept["module"].values())
+
+
+def test_a_bad_gradient_is_found(go: Go) -> None:
+    toy = Toy()
+    toy.module.register_parameter("extra", nn.Parameter(torch.zeros(1)))
+    plain = toy.loss
+
+    def loss(batch: Batch, rng: torch.Generator) -> Loss:
+        total, metrics = plain(batch, rng)
+        return total + toy.module.extra.abs().sqrt().sum() * 1.0, metrics  # the slope of sqrt at zero is infinite
+
+    toy.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="toy: gradient_norm is (nan|inf) at step 1;"):
+        go(toy)
+
+
+def test_a_bad_validation_loss_stops(go: Go, store: Store) -> None:
+    with pytest.raises(UserError, match="the validation loss is nan at step 5"):
+        go(Toy(), validate=lambda: {"loss": float("nan")})
+
+
+def test_the_learning_rate_warms_up_and_halves_and_training_ends_early(go: Go, store: Store) -> None:
+    settings = dataclasses.replace(SETTINGS, steps=100, warmup=4, plateau=10, patience=30, log_every=1)
+    result = go(Toy(), settings, validate=lambda: {"loss": 1.0})
+    assert result.steps == 35  # the first validation, at step 5, was the last improvement
+    assert result.ended == "no better validation loss for 30 steps"
+    lines = [json.loads(line) for line in (store.logdir / "metrics/train-toy.jsonl").read_text().splitlines()]
+    rates = [line["charts/learning_rate"] / 0.05 for line in lines if "charts/learning_rate" in line]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert rates[14:16] == pytest.approx([1, 0.5])
+    assert rates[24:26] == pytest.approx([0.5, 0.25])
+
+
+def test_a_worse_loss_never_replaces_the_best(go: Go, store: Store) -> None:
+    values = iter([3.0, 1.0, 2.0, 1.5, 4.0])
+    toy = Toy()
+    result = go(toy, validate=lambda: {"loss": next(values)})
+    assert (result.best, result.best_step) == (1.0, 10)
+    tree = state(store)
+    assert same({k: v.numpy() for k, v in toy.weights().items()}, tree["best"])
+    assert not same(tree["module"], tree["best"])
+
+
+def test_minutes_end_a_training_which_can_go_on(go: Go, store: Store) -> None:
+    toy = Toy()
+    result = go(toy, run=Run(precision="fp32", minutes=0.0, began=time.monotonic() - 1))
+    assert result.steps == 0
+    assert result.best == toy.validate()["loss"]
+    assert go(Toy()).steps == SETTINGS.steps
+
+
+def test_the_choice_of_precision_changes_no_weight_and_is_kept(go: Go, store: Store) -> None:
+    toy = Toy()
+    before = toy.weights()
+    go(toy, run=Run(precision="auto", minutes=0.0, began=time.monotonic() - 1))
+    assert same(toy.weights(), before)
+    assert state(store)["precision"] in ("fp32", "bf16")
+    said = (store.logdir / "logs/train-toy.log").read_text()
+    assert "training toy on cpu, 1 threads in" in said
+    assert "fp32 " in said and "bf16 " in said
+
+
+def test_another_precision_may_be_asked_for(go: Go, store: Store) -> None:
+    go(Toy())
+    result = go(Toy(), dataclasses.replace(SETTINGS, steps=26), run=Run(precision="bf16"))
+    assert result.precision == "bf16"
+    assert "begun in fp32 and goes on in bf16" in (store.logdir / "logs/train-toy.log").read_text()
+
+
+def test_threads_of_the_beginning_are_used_again(go: Go, store: Store) -> None:
+    go(Toy())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        go(Toy(), dataclasses.replace(SETTINGS, steps=26))
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_parents_are_refused_and_grown_ones_go_on(go: Go, store: Store) -> None:
+    go(Toy(), parents={"data": ["a"]})
+    with pytest.raises(ContractError, match="begun with another data"):
+        go(Toy(), parents={"data": ["b"]})
+    toy = Toy(seed=4)
+    result = go(toy, parents={"data": ["a", "b"]})
+    assert result.steps == SETTINGS.steps
+    assert toy.losses - toy.validations == SETTINGS.steps
+    assert state(store)["parents"] == {"data": "b"}
+
+
+def test_another_network_is_refused_in_one_sentence(go: Go, store: Store) -> None:
+    go(Toy())
+    other = Toy()
+    other.module[0] = nn.Linear(3, 9)
+    with pytest.raises(ContractError, match="is of another network") as error:
+        go(other)
+    assert "\n" not in str(error.value)
+
+
+def test_the_global_generator_is_left_alone(go: Go) -> None:
+    toy = Toy()
+    torch.manual_seed(7)
+    go(toy)
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_an_error_of_the_data_reaches_the_caller(go: Go) -> None:
+    toy = Toy()
+    first = next(toy.batches(0))
+
+    def batches(start: int) -> Iterator[Batch]:
+        yield first
+        raise UserError("the disk is gone")
+
+    toy.batches = batches  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="the disk is gone"):
+        go(toy)
+
+
+def test_metrics_have_their_names(go: Go, store: Store) -> None:
+    go(Toy())
+    lines = [json.loads(line) for line in (store.logdir / "metrics/train-toy.jsonl").read_text().splitlines()]
+    names = {name for line in lines for name in line}
+    assert {"losses/loss", "losses/error", "losses/gradient_norm", "eval/loss", "charts/learning_rate"} <= names
+    assert {"time/steps_per_second", "time/frames_per_second", "time/waiting_for_data"} <= names
+
+
+def test_a_watcher_sees_every_validation(go: Go) -> None:
+    seen: list[int] = []
+    go(Toy(), watch=seen.append)
+    assert seen == [5, 10, 15, 20, 24]
