@@ -17,7 +17,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from wmrl.errors import ConfigError
+from wmrl.errors import ConfigError, UserError
 from wmrl.progress import Bar, Meter, Plain, wants_bar
 from wmrl.sinks import TRACKERS, Guarded, Jsonl, Sink, TensorBoard, installed
 
@@ -104,6 +104,8 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, UserError):
+            self.keep(f"error: {error}")
         if error is not None:
             for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
                 self.keep(line)

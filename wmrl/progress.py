@@ -5,6 +5,7 @@ import time
 from typing import Any, TextIO
 
 EVERY = 30.0  # seconds between plain lines
+SOON = 5.0  # seconds until the first line that knows a rate
 BRISK = 0.1  # seconds between redraws of a bar
 
 
@@ -26,7 +27,7 @@ class Meter:
         self._key: tuple[float, str] | None = None
 
     def line(self, done: float, total: float, unit: str, note: str) -> str | None:
-        """The plain line if one is due: at the start, every 30 s, and at the end; else None."""
+        """The plain line if one is due: at the start, after 5 s, every 30 s, and at the end; else None."""
         now = time.monotonic()
         if self._key != (total, unit) or done < self._last:
             self._key, self._began, self._first, self._told, self.rate = (total, unit), now, done, now - EVERY, 0.0
@@ -35,7 +36,8 @@ class Meter:
             self.rate = (done - self._first) / passed
         self.left = (total - done) / self.rate if self.rate > 0 else 0.0
         fresh, self._last = done != self._last or self.rate == 0, done
-        if now - self._told < EVERY and not (done >= total and fresh):
+        wait = SOON if self._told == self._began else EVERY
+        if now - self._told < wait and not (done >= total and fresh):
             return None
         self._told = now
         share = f"{100 * done / total:.0f} %" if total else ""

@@ -31,6 +31,16 @@ class Episode:
     def __len__(self) -> int:
         return len(self.reward)
 
+    def cut(self, steps: int) -> "Episode":
+        """The first `steps` steps of it."""
+        return Episode(
+            obs=self.obs[: steps + 1],
+            action=self.action[:steps],
+            reward=self.reward[:steps],
+            terminated=self.terminated and steps >= len(self),
+            native=self.native[: steps + 1],
+        )
+
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
         """The columns, named for an artifact."""
         columns = {"obs": self.obs, "action": self.action, "reward": self.reward}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +107,7 @@ def complete(
         id=protocol.env_id, size=env.size, crop=env.crop, backend=_backend(protocol), max_steps=protocol.max_steps
     )
     with make(table, tally.environments, threads=min(threads, tally.environments)) as games:
-        meter, tally.fps = _Meter(tally, log), games.fps
+        meter, tally.fps = _Meter(tally, log, protocol.max_steps or games.max_steps), games.fps
         for part in waves(protocol.episodes, tally.environments):
             if part.stop <= len(tally.returns):
                 continue
@@ -148,23 +149,26 @@ def _both(*listeners: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Meter:
-    """Tells how many episodes are over, and how fast."""
+    """Tells how many episodes are over, running ones by their share of the longest episode, and how fast it goes."""
 
-    def __init__(self, tally: Tally, log: Log) -> None:
-        self._tally, self._log = tally, log
+    def __init__(self, tally: Tally, log: Log, longest: int | None) -> None:
+        self._tally, self._log, self._longest = tally, log, longest
         self._steps, self._over, self._began = 0, len(tally.returns), time.monotonic()
+        self._ages: dict[int, int] = {}
         log.progress(self._over, tally.protocol.episodes, "episodes")
 
     def __call__(self, ids: np.ndarray, obs: Any, action: np.ndarray, outcome: Any) -> None:
-        self._steps += len(ids)
-        over = int((outcome.terminated | outcome.truncated).sum())
-        if not over:
-            return
-        self._over += over
+        over = outcome.terminated | outcome.truncated
+        self._steps, self._over = self._steps + len(ids), self._over + int(over.sum())
+        self._ages = {i: self._ages.get(i, 0) + 1 for i, ended in zip(ids.tolist(), over, strict=True) if not ended}
+        running = sum(min(age / self._longest, 0.99) for age in self._ages.values()) if self._longest else 0.0
         note = f"{self._steps / max(time.monotonic() - self._began, 1e-9):,.0f} steps/s"
         if len(self._tally.returns):
             note += f", mean return {self._tally.returns.mean():.1f}"
-        self._log.progress(self._over, self._tally.protocol.episodes, "episodes", note)
+        done = math.floor(10 * (self._over + running)) / 10
+        self._log.progress(done, self._tally.protocol.episodes, "episodes", note)
+            math.floor(10 * (self._over + running)) / 10, self._tally.protocol.episodes, "episodes", note
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

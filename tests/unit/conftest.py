@@ -126,7 +126,7 @@ def make_parts(logdir: Path, seed: int = 0, scale: float = 0.3) -> Store:
 def toy(monkeypatch, tmp_path):
     """The toy game wherever a test or a film would make an environment, and a package without baselines."""
     monkeypatch.setattr(scoring, "make", Toy)
-    monkeypatch.setattr("wmrl.stages.render.make", Toy)
+    monkeypatch.setattr("wmrl.stages.subject.make", Toy)
     monkeypatch.setattr(evaluation, "_baselines", lambda: tmp_path / "baselines")
     monkeypatch.setitem(REPRESENTATIONS, "tiny", f"{__name__}:Tiny")
     monkeypatch.setattr(Toy, "played", [])

@@ -227,15 +227,15 @@ def clock(monkeypatch):
     return now
 
 
-def test_plain_lines_come_every_half_minute_with_rate_and_time_left(clock):
+def test_plain_lines_come_soon_and_every_half_minute_with_rate_and_time_left(clock):
     meter = Meter()
     told = []
     for step in range(101):
         told.append(meter.line(step, 100, "steps", ""))
         clock[0] += 1
     shown = [line for line in told if line]
-    assert [told.index(line) for line in shown] == [0, 30, 60, 90, 100]
-    assert shown[1] == "30/100 steps (30 %), 1 steps/s, 1 min 10 s left"
+    assert [told.index(line) for line in shown] == [0, 5, 35, 65, 95, 100]
+    assert shown[2] == "35/100 steps (35 %), 1 steps/s, 1 min 05 s left"
 
 
 def test_the_rate_of_a_resumed_stage_counts_from_where_it_began(clock):
