@@ -63,11 +63,9 @@ def import_(
     ] = None,
 ) -> None:
     """Convert rollouts made by other programs."""
-    from wmrl.data.ingest import ingest, read
+    from wmrl.stages.convert import import_rollouts
 
-    foreign = read(source, env_id)
-    typer.echo(f"{source}: {foreign.count} episodes", err=True)
-    index = ingest(foreign, out)
+    index = import_rollouts(source, out, env_id)
     typer.echo(f"{out}: {len(index.seeds)} episodes, {int(index.lengths.sum()):,} steps")
 
 
@@ -79,10 +77,9 @@ def export(
     ],
 ) -> None:
     """Write a dataset as a Minari dataset, without loss, into Minari's local folder."""
-    from wmrl.data.convert_minari import export as write
-    from wmrl.data.episodes import Episodes
+    from wmrl.stages.convert import export_rollouts
 
-    typer.echo(str(write(Episodes(path), dataset_id)))
+    typer.echo(str(export_rollouts(path, dataset_id)))
 
 
 def _json(values: dict[str, Any]) -> str:

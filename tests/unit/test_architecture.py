@@ -28,7 +28,7 @@ LAYERS = [
     {"fit", "dream", "store", "evaluation", "scoring", "panels"},
     {"stages"},
     {"session", "launch", "describe", "status", "doctor", "pipelines_rules"},
-    {"cli"},
+    {"cli", "cli_data"},
 ]
 """A module imports from its own layer and from those above it in this list, never from one below."""
 

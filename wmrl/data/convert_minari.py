@@ -7,7 +7,7 @@ also keeps our actions (as `infos`) and what shards say of their making: importi
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from wmrl.errors import ArtifactError, ConfigError, missing_extra
 
 OURS = "wmrl"
 ACTION = "wmrl_action"
+ActionMap = Callable[[Any, str], Any]
+"""`wmrl.envs.actions.ActionMap`: data and environments do not know each other."""
 
 
 def is_minari(source: str) -> bool:
@@ -27,12 +29,13 @@ def is_minari(source: str) -> bool:
     return _folder(source) is not None
 
 
-def read(source: str, env_id: str | None) -> Foreign:
+def read(source: str, env_id: str | None, action_map: ActionMap) -> Foreign:
     """A Minari dataset as episodes.
 
     Args:
         source: Its folder, or the id of a local one.
         env_id: The environment; that of the dataset if left out.
+        action_map: (space, name for messages) -> the map between its actions and ours.
 
     Raises:
         ArtifactError: if it is missing, or Minari is not installed.
@@ -49,27 +52,23 @@ def read(source: str, env_id: str | None) -> Foreign:
     name = env_id or (json.loads(about["env_spec"])["id"] if about.get("env_spec") else about.get("dataset_id", source))
     if getattr(storage.observation_space, "shape", None) is None:
         raise ConfigError(f"{name} has observations of {storage.observation_space}; supported are arrays")
-    meta = ours["meta"] if ours else _meta(storage, name, about)
-    return Foreign(_episodes(storage, count, name), count, meta, ours["per_shard"] if ours else None)
+    meta = ours["meta"] if ours else _meta(storage, name, about, action_map)
+    to_ours = action_map(storage.action_space, name).from_native
+    return Foreign(_episodes(storage, count, to_ours), count, meta, ours["per_shard"] if ours else None)
 
 
-def _meta(storage: Any, name: str, about: dict[str, Any]) -> dict[str, Any]:
-    from wmrl.envs.actions import ActionMap
-
+def _meta(storage: Any, name: str, about: dict[str, Any], action_map: ActionMap) -> dict[str, Any]:
     space, shape = storage.action_space, storage.observation_space.shape
     low, high = (np.ravel(space.low), np.ravel(space.high)) if hasattr(space, "low") else (None, None)
     size = {"size": int(shape[0] if shape[-1] <= 4 else shape[-1])} if len(shape) == 3 else {}
     return {
         "env": {"id": name, **size, "crop": False, "backend": "imported"},
         "policy": {"policy": "imported", "source": f"minari {about.get('dataset_id', '')}".strip()},
-        "actions": actions_meta(ActionMap(space, name).actions, low, high),
+        "actions": actions_meta(action_map(space, name).actions, low, high),
     }
 
 
-def _episodes(storage: Any, count: int, name: str) -> Iterator[Episode]:
-    from wmrl.envs.actions import ActionMap
-
-    to_ours = ActionMap(storage.action_space, name).from_native
+def _episodes(storage: Any, count: int, to_ours: Callable[[np.ndarray], np.ndarray]) -> Iterator[Episode]:
     for number in range(count):
         raw, about = next(iter(storage.get_episodes([number]))), next(iter(storage.get_episode_metadata([number])))
         kept = (raw.get("infos") or {}).get(ACTION)
@@ -85,23 +84,25 @@ def _episodes(storage: Any, count: int, name: str) -> Iterator[Episode]:
         )
 
 
-def export(episodes: Episodes, dataset_id: str) -> Path:
+def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
     """Write a Minari dataset, one episode at a time, into Minari's local folder (`MINARI_DATASETS_PATH`).
 
     Args:
         episodes: Ours.
         dataset_id: As `carracing/brown-v0`.
+        action_map: See `read`.
 
     Raises:
         ArtifactError: if Minari is not installed.
         ConfigError: if there is a dataset of this id already, or the id is malformed.
     """
     _, minari = _minari()
+    to_theirs = action_map(_action_space(episodes), str(episodes.env.get("id"))).native_action
     ours = {"meta": _bare(episodes.meta), "per_shard": episodes.names[0].count}
     try:
         made = minari.create_dataset_from_buffers(
             dataset_id,
-            [_buffer(episodes, 0)],
+            [_buffer(episodes, 0, to_theirs)],
             observation_space=_observation_space(episodes),
             action_space=_action_space(episodes),
             description=f"{episodes.env.get('id')}, policy {episodes.policy.get('policy')}; exported by wmrl",
@@ -112,7 +113,7 @@ def export(episodes: Episodes, dataset_id: str) -> Path:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--id {dataset_id}: {error}") from error
     for number in range(1, len(episodes)):
-        made.storage.update_episodes([_buffer(episodes, number)])
+        made.storage.update_episodes([_buffer(episodes, number, to_theirs)])
     made.storage.update_metadata({OURS: json.dumps(ours, sort_keys=True)})
     return Path(made.storage.data_path)
 
@@ -121,7 +122,7 @@ def _bare(meta: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in meta.items() if key not in ("format", "first", "count", "observation")}
 
 
-def _buffer(episodes: Episodes, number: int) -> Any:
+def _buffer(episodes: Episodes, number: int, to_theirs: Callable[[np.ndarray], np.ndarray]) -> Any:
     from minari.data_collector import EpisodeBuffer
 
     episode = episodes.episode(number)
@@ -129,19 +130,12 @@ def _buffer(episodes: Episodes, number: int) -> Any:
     return EpisodeBuffer(
         seed=episode.seed,
         observations=_theirs(episode.obs),
-        actions=_native(episodes, episode.action[:steps]),
+        actions=to_theirs(episode.action[:steps]),
         rewards=episode.reward[:steps],
         terminations=episode.terminated[:steps],
         truncations=episode.truncated[:steps],
         infos={ACTION: episode.action[:steps]},
     )
-
-
-def _native(episodes: Episodes, action: np.ndarray) -> np.ndarray:
-    from wmrl.envs.actions import ActionMap
-
-    native: np.ndarray = ActionMap(_action_space(episodes), str(episodes.env.get("id"))).native_action(action)
-    return native
 
 
 def _action_space(episodes: Episodes) -> Any:

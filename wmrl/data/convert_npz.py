@@ -1,9 +1,9 @@
 """Rollouts of ctallec/world-models and of tbwm: `thread_<k>/rollout_<i>.npz`.
 
-There `observations[t]` is the frame *after* `actions[t]`, and the first frame of the episode is missing. So our row t
-is (observations[t], actions[t + 1], rewards[t + 1], terminals[t + 1]), and T frames make an episode of T - 1 steps. Their
-actions are the environment's own; 1,001 rows of them are kept for any episode, and cut. They do not tell a time limit
-from an end of the game: an episode that ends at the environment's limit counts as truncated.
+There `observations[t]` is the frame *after* `actions[t]`, and the first frame of the episode is missing. So our row
+t is (observations[t], actions[t + 1], rewards[t + 1], terminals[t + 1]), and T frames make an episode of T - 1 steps.
+Their actions are the environment's own; 1,001 rows of them are kept for any episode, and cut. They do not tell a time
+limit from an end of the game: an episode that ends at the environment's limit counts as truncated.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wmrl import seeding
-from wmrl.data.ingest import Foreign, actions_meta
+from wmrl.data.ingest import Foreign
 from wmrl.data.shards import Episode
 from wmrl.errors import ArtifactError
 
@@ -27,35 +27,43 @@ def find(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.npz"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
 
 
-def read(folder: Path, files: Sequence[Path], env_id: str) -> Foreign:
+def size_of(path: Path) -> int:
+    """The height of a rollout's frames, pixels.
+
+    Raises:
+        ArtifactError: if it is none.
+    """
+    return int(_arrays(path)["observations"].shape[1])
+
+
+def read(
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    env: dict[str, Any],
+    actions: dict[str, Any],
+    to_ours: Callable[[np.ndarray], np.ndarray],
+    limit: int | None,
+) -> Foreign:
     """The rollouts as episodes.
 
     Args:
         folder: Where they lie.
         files: As `find` gives them.
-        env_id: The environment, for the range of its actions and its time limit.
+        env: The environment's table.
+        actions: What shards say of actions (`actions_meta`).
+        to_ours: The environment's actions (k, A) -> [-1, 1] or one-hot.
+        limit: Steps after which the environment truncates.
 
     Raises:
-        ArtifactError: if a file is damaged, or holds something else.
-        ConfigError: if the environment is not known.
+        ArtifactError: while reading, if a file is damaged or holds something else.
     """
-    from wmrl.envs import make
-    from wmrl.pipeline import Env
-
-    size = _arrays(files[0])["observations"].shape[1]
-    with make(Env(id=env_id, size=size), 1, threads=1) as env:
-        one = np.ones((1, env.actions.size), np.float32)
-        box = (None, None) if env.actions.discrete else (env.native_action(-one)[0], env.native_action(one)[0])
-        meta: dict[str, Any] = {
-            "env": {"id": env_id, "size": size, "crop": False, "backend": "imported"},
-            "policy": {"policy": "random", "source": "npz"},
-            "actions": actions_meta(env.actions, *box),
-        }
-        to_ours, limit = env.from_native, env.max_steps
+    meta = {"env": env, "policy": {"policy": "random", "source": "npz"}, "actions": actions}
 
     def episodes() -> Iterator[Episode]:
         for path in files:
-            yield convert(_arrays(path), to_ours, limit, seeding.number("npz", path.relative_to(folder).as_posix()))
+            seed = seeding.number("npz", path.relative_to(folder).as_posix())
+            yield convert(_arrays(path), to_ours, limit, seed)
 
     return Foreign(episodes(), len(files), meta)
 
@@ -67,8 +75,8 @@ def convert(
 
     Args:
         arrays: `observations` (T, H, W, C), `actions` (>= T, A), `rewards` (T,), `terminals` (T,).
-        to_ours: The environment's actions (k, A) -> [-1, 1] or one-hot.
-        limit: Steps after which the environment truncates.
+        to_ours: See `read`.
+        limit: See `read`.
         seed: Stands for the unknown one.
     """
     obs = np.ascontiguousarray(arrays["observations"].transpose(0, 3, 1, 2))
@@ -93,7 +101,7 @@ def _shifted(column: np.ndarray) -> np.ndarray:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:  # unpickles nothing, by its default
             arrays = {key: file[key] for key in KEYS}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path} is no rollout with {', '.join(KEYS)}: {error}") from error

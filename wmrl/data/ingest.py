@@ -9,7 +9,6 @@ import wmrl
 from wmrl.data import shards
 from wmrl.data.shards import Episode, Index
 from wmrl.errors import ArtifactError, ConfigError
-from wmrl.store import lock
 
 
 @dataclass(frozen=True)
@@ -29,26 +28,6 @@ class Foreign:
     per_shard: int | None = None
 
 
-def read(source: str, env_id: str | None) -> Foreign:
-    """Recognise a dataset by what lies in the folder.
-
-    Args:
-        source: A folder with `rollout_*.npz` files in it or below, a Minari dataset's folder, or its id.
-        env_id: The environment, where the dataset does not tell.
-
-    Raises:
-        ArtifactError: if nothing known is there.
-    """
-    from wmrl.data import convert_minari, convert_npz
-
-    folder = Path(source)
-    if folder.is_dir() and (files := convert_npz.find(folder)):
-        return convert_npz.read(folder, files, env_id or "CarRacing-v3")
-    if convert_minari.is_minari(source):
-        return convert_minari.read(source, env_id)
-    raise ArtifactError(f"{source} holds neither npz rollouts of ctallec or tbwm nor a Minari dataset")
-
-
 def ingest(foreign: Foreign, folder: Path) -> Index:
     """Write all episodes and `complete.h5`; an interrupted import goes on.
 
@@ -58,17 +37,16 @@ def ingest(foreign: Foreign, folder: Path) -> Index:
     """
     if not foreign.count:
         raise ArtifactError("there are no episodes to import")
-    with lock(folder):
-        have = shards.scan(folder)
-        if have:
-            stored = shards.read_meta(folder / have[0].file)
-            if (stored["env"], stored["policy"]) != (foreign.meta["env"], foreign.meta["policy"]):
-                raise ConfigError(f"{folder} holds other episodes already; name an empty folder with --out")
-        meta = {"wmrl": wmrl.__version__, **foreign.meta}
-        for first, part in _parts(foreign):
-            if (shards.Name(first, len(part))) not in have:
-                shards.write_shard(folder, first, part, meta)
-        return shards.complete(folder)
+    have = shards.scan(folder)
+    if have:
+        stored = shards.read_meta(folder / have[0].file)
+        if (stored["env"], stored["policy"]) != (foreign.meta["env"], foreign.meta["policy"]):
+            raise ConfigError(f"{folder} holds other episodes already; name an empty folder with --out")
+    meta = {"wmrl": wmrl.__version__, **foreign.meta}
+    for first, part in _parts(foreign):
+        if shards.Name(first, len(part)) not in have:
+            shards.write_shard(folder, first, part, meta)
+    return shards.complete(folder)
 
 
 def _parts(foreign: Foreign) -> Iterator[tuple[int, list[Episode]]]:
