@@ -1,0 +1,233 @@
+"""The stage train-controller on a toy: what it keeps, how it continues, and what it refuses."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl import artifact, envs
+from wmrl.config import build, resolved
+from wmrl.data.shards import Episode, complete, write_shard
+from wmrl.dynamics import DYNAMICS
+from wmrl.errors import ContractError, UserError
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline, parse
+from wmrl.representations import REPRESENTATIONS
+from wmrl.run import Run
+from wmrl.seeding import number
+from wmrl.spec import Actions, Space
+from wmrl.stages import train_controller as stage
+from wmrl.store import Store
+
+FRAMES, ACTIONS = Space((3, 32, 32)), Actions(1, False)
+
+
+class Outcome(NamedTuple):
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Toy:
+    """Frames as bright as the seed says; reward for acting near 0.5; 4 to 6 steps. Counts what it steps."""
+
+    observation, actions = FRAMES, ACTIONS
+    made = 0
+    played: list[int]
+    fail = False
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        Toy.made += 1
+
+    def reset(self, seeds):
+        Toy.played.extend(seeds)
+        self.seeds, self.t = np.array(seeds), np.zeros(len(seeds), int)
+        return self._obs(np.arange(len(seeds)))
+
+    def step(self, action, ids):
+        if Toy.fail:
+            raise UserError("worker 3 died")
+        self.t[ids] += 1
+        over = self.t[ids] >= 4 + self.seeds[ids] % 3
+        return Outcome(self._obs(ids), -((action[:, 0] - 0.5) ** 2), over, over & False)
+
+    def _obs(self, ids):
+        shade = (self.seeds[ids] * 7 + self.t[ids] * 31) % 256
+        return np.broadcast_to(shade[:, None, None, None], (len(ids), 3, 32, 32)).astype(np.uint8)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def _save(store: Store, role: str, registry: dict, table: dict, given: tuple, where: str, parents: dict, seed: int = 0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build(registry, table, where, *given)
+    made = artifact.of(module, role, resolved(registry, table, where), given, parents=parents)
+    store.save(role, made)
+    return made
+
+
+@pytest.fixture
+def pipe(tmp_path, monkeypatch) -> Pipeline:
+    Toy.made, Toy.played, Toy.fail = 0, [], False
+    monkeypatch.setattr(envs, "make", lambda env, n, *, threads: Toy(n))
+    meta = {
+        "env": {"id": "toy", "size": 32, "crop": False},
+        "policy": {"policy": "white"},
+        "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
+        "actions": {"size": 1, "discrete": False},
+    }
+    zeros = np.zeros(6, np.float32)
+    some = [
+        Episode(np.full((6, 3, 32, 32), 40 * i, np.uint8), zeros[:, None], zeros, zeros > 0, np.arange(6) == 4, seed=i)
+        for i in range(3)
+    ]
+    write_shard(tmp_path / "data", 0, some, meta)
+    complete(tmp_path / "data")
+    table = {
+        "name": "toy",
+        "data": str(tmp_path / "data"),
+        "env": {"id": "toy", "size": 32},
+        "representation": {"kind": "vae", "latent": 3},
+        "dynamics": {"kind": "mdn-rnn", "hidden": 4, "mixtures": 2},
+        "trainer": {
+            "kind": "cma-es",
+            "population": 6,
+            "samples": 2,
+            "generations": 4,
+            "validate_every": 2,
+            "validation_episodes": 4,
+        },
+    }
+    store = Store(tmp_path / "run", parse(table))
+    vae = _save(store, "vae", REPRESENTATIONS, table["representation"], (FRAMES,), "representation", {})
+    given = (Space((3,)), ACTIONS)
+    _save(store, "dynamics", DYNAMICS, table["dynamics"], given, "dynamics", {"representation": vae.hash})
+    return parse(table)
+
+
+def _run(pipe: Pipeline, tmp_path, name: str = "run", **how: Any) -> tuple[Store, artifact.Artifact]:
+    store = Store(tmp_path / name, pipe)
+    log = Log.quiet("train-controller", store.logdir)
+    stage.train_controller(pipe, store, log, Run(**{"precision": "fp32", "threads": 1, "max_workers": 5, **how}))
+    log.close()
+    return store, store.load("controller")
+
+
+def test_saves_the_best_mean_with_its_history_and_parents(pipe, tmp_path) -> None:
+    store, made = _run(pipe, tmp_path)
+    assert {name: t.shape for name, t in made.tensors.items()} == {"out.weight": (1, 7), "out.bias": (1,)}
+    assert made.parents == {
+        "data": store.episodes().hash,
+        "representation": store.load("vae").hash,
+        "dynamics": store.load("dynamics").hash,
+    }
+    history, validation = made.facts["history"], made.facts["validation"]
+    assert history["generation"].tolist() == [1, 2, 3, 4] and np.diff(history["steps"]).min() >= 48
+    assert history["mean"][-1] > history["mean"][0]
+    assert validation["returns"].shape == (2, 4) and made.facts["last"].shape == (8,)
+    assert made.facts["choices"] == {"environments": 5, "torch_threads": torch.get_num_threads(), "precision": "fp32"}
+    controller, _ = store.component("controller")
+    assert controller.out.weight.any() and not any(p.requires_grad for p in controller.parameters())
+    rows = (store.logdir / "metrics/train-controller.jsonl").read_text()
+    assert all(name in rows for name in ("charts/episodic_return", "charts/SPS", "eval/return_mean"))
+
+
+def _link(tmp_path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for role in ("vae", "dynamics"):
+        (tmp_path / name / f"{role}.h5").hardlink_to(tmp_path / "run" / f"{role}.h5")
+
+
+def test_stopped_after_any_save_it_ends_with_the_same_bits_and_plays_nothing_twice(pipe, tmp_path, monkeypatch) -> None:
+    _, whole = _run(pipe, tmp_path)
+    preflight = {number(1, "preflight", i) for i in range(2)}
+    once = sorted(s for s in Toy.played if s not in preflight)
+    count, real = [0], Store.save_part
+
+    def save_part(self, name, tree):
+        real(self, name, tree)
+        count[0] += 1
+        if count[0] == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "save_part", save_part)
+    for stop in (1, 2, 4, 7, 9, 12, 15, 16):
+        name, count[0], Toy.played = f"run-{stop}", 0, []
+        _link(tmp_path, name)
+        with pytest.raises(KeyboardInterrupt):
+            _run(pipe, tmp_path, name)
+        store, made = _run(pipe, tmp_path, name, max_workers=3, precision="auto")  # the choices of the first start hold
+        assert made.hash == whole.hash
+        assert sorted(s for s in Toy.played if s not in preflight) == once
+        rows = (store.logdir / "metrics/train-controller.jsonl").read_text().splitlines()
+        assert sum("charts/SPS" in row for row in rows) == 4
+
+
+def test_called_again_it_does_nothing_and_more_generations_go_on(pipe, tmp_path) -> None:
+    store, made = _run(pipe, tmp_path)
+    Toy.played, Toy.made = [], 0
+    before = store.path("controller").read_bytes()
+    assert (
+        _run(pipe, tmp_path)[1].hash == made.hash and Toy.made == 0 and store.path("controller").read_bytes() == before
+    )
+    table = pipe.table()
+    longer = parse({**table, "trainer": {**table["trainer"], "generations": 6}})
+    assert _run(longer, tmp_path)[1].facts["history"]["generation"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert _run(pipe, tmp_path, noreload=True)[1].hash == made.hash
+
+
+def test_in_the_dream_no_environment_is_made(pipe, tmp_path) -> None:
+    table = pipe.table()
+    dream = {**table["trainer"], "where": "dream", "dream_steps": 8, "ends": "sample", "temperature": 1.25}
+    store, made = _run(parse({**table, "trainer": dream}), tmp_path)
+    assert Toy.made == 0 and len(made.facts["history"]["mean"]) == 4
+    assert "dream/return" in (store.logdir / "metrics/train-controller.jsonl").read_text()
+
+
+def test_the_target_ends_it_early(pipe, tmp_path) -> None:
+    table = pipe.table()
+    eager = parse({**table, "trainer": {**table["trainer"], "target_return": -100.0}})
+    assert len(_run(eager, tmp_path)[1].facts["history"]["mean"]) == 2
+
+
+def test_spent_minutes_end_it_with_an_artifact_and_the_same_call_goes_on(pipe, tmp_path) -> None:
+    _, made = _run(pipe, tmp_path, minutes=0.0)
+    assert len(made.facts["history"]["mean"]) == 0 and made.facts["validation"]["generation"].tolist() == [0]
+    assert len(_run(pipe, tmp_path)[1].facts["history"]["mean"]) == 4
+
+
+def test_an_environment_that_fails_ends_it_before_anything_is_searched(pipe, tmp_path) -> None:
+    Toy.fail = True
+    with pytest.raises(UserError, match="worker 3 died"):
+        _run(pipe, tmp_path)
+    assert not Store(tmp_path / "run", pipe).begun("controller")
+
+
+def test_features_that_are_not_finite_are_an_error_in_one_sentence(pipe, tmp_path) -> None:
+    store = Store(tmp_path / "run", pipe)
+    made = store.load("dynamics")
+    made.tensors["rnn.weight_hh_l0"][:] = np.nan
+    store.save("dynamics", made)
+    with pytest.raises(UserError, match="not finite.*train-dynamics"):
+        _run(pipe, tmp_path)
+
+
+def test_other_parents_are_refused(pipe, tmp_path, monkeypatch) -> None:
+    store, _ = _run(pipe, tmp_path, minutes=0.0)
+    vae = store.load("vae")
+    table, given = pipe.dynamics, (Space((3,)), ACTIONS)
+    _save(store, "dynamics", DYNAMICS, table, given, "dynamics", {"representation": vae.hash}, seed=5)
+    with pytest.raises(ContractError, match="dynamics.*--noreload"):
+        _run(pipe, tmp_path)
+    assert _run(pipe, tmp_path, noreload=True)[1].parents["dynamics"] == store.load("dynamics").hash
+    monkeypatch.setattr(Toy, "actions", Actions(2, False))
+    with pytest.raises(ContractError, match="actions"):
+        _run(pipe, tmp_path, noreload=True)
