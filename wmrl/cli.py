@@ -124,7 +124,7 @@ def _run(name: str, target: str, writes: str | None, call: Call, common: dict[st
 
     interrupts.install()
     session.remember(found.logdir)
-    launch(name, target, found, common, call.run, call.options)
+    launch(name, target, found, common, call.run, call.options, keeps=writes is not None)
 
 
 def _print_config(found: Session) -> None:

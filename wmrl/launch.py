@@ -7,6 +7,7 @@ from typing import Any
 from wmrl import files
 from wmrl.errors import ConfigError
 from wmrl.log import Log
+from wmrl.pipeline import STORED
 from wmrl.run import Run, cores
 from wmrl.session import Session
 from wmrl.store import Store, check_components
@@ -19,6 +20,8 @@ def launch(
     common: Mapping[str, Any],
     settings: Mapping[str, Any],
     options: Callable[[], Any] | None,
+    *,
+    keeps: bool,
 ) -> None:
     """Run the stage `target` ("module:function").
 
@@ -29,6 +32,7 @@ def launch(
         common: The options that every stage has.
         settings: Fields of `Run` that the command sets.
         options: Makes the stage's further argument, if it takes one.
+        keeps: Whether the overrides of this call shall hold for later ones: not if the stage makes no part of the run.
 
     Raises:
         UserError: whatever the stage raises.
@@ -39,7 +43,8 @@ def launch(
     check_components(pipe)
     with store.lock():
         files.sweep(logdir)
-        store.remember(session.sets)
+        if keeps or not (logdir / STORED).exists():
+            store.remember(session.sets)
         verbosity = int(common["verbose"]) - int(common["quiet"])
         bar = False if common["no_progress"] else (True if run.display else None)
         with Log(name, logdir, progress=bar, verbosity=verbosity, as_json=run.json, track=common["track"]) as log:

@@ -1,0 +1,130 @@
+"""Every command of the README runs as printed, but for what is listed here."""
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl import cli, interrupts
+from wmrl.spec import Actions, Batch, Space
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text()
+SHORT = {
+    "wmrl generate carracing-mdnrnn": "--rollouts 3 --max-steps 60",
+    "wmrl train-vae carracing-mdnrnn": "--steps 2 --batch-size 2 --set fit.vae.validation_batches=1",
+    "wmrl train-dynamics carracing-mdnrnn": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
+    "wmrl train-controller carracing-mdnrnn": "--pop-size 4 --n-samples 1 --generations 1 "
+    "--set trainer.validation_episodes=1 --set trainer.validate_every=1",
+    "wmrl test-controller": "--episodes 1 --max-steps 25",
+    "wmrl render carracing-mdnrnn": "--steps 6",
+    "wmrl render --dream": "--steps 6",
+    "wmrl train-vae carracing-mdnrnn --logdir runs/dream": "--set env.max_steps=60",
+    "wmrl train-controller --logdir runs/dream": "--pop-size 4 --n-samples 1 --generations 1 "
+    "--set trainer.dream_steps=5 --set trainer.validation_episodes=1",
+    "wmrl generate --policy controller": "--rollouts 1",
+    "wmrl generate --env-id": "--rollouts 1 --max-steps 6",
+}
+"""What is appended to a command that begins so (the longest that fits): sizes only."""
+
+
+def commands(word: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith(word)]
+
+
+def shortened(line: str) -> list[str]:
+    fits = [prefix for prefix in SHORT if line.startswith(prefix)]
+    return shlex.split(f"{line} {SHORT[max(fits, key=len)] if fits else ''}")[1:]
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    """A folder like a fresh clone, with someone's old rollouts in it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
+    old = tmp_path / "old/rollouts/thread_0"
+    old.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        columns = {
+            "observations": rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8),
+            "rewards": rng.normal(size=20),
+            "actions": np.c_[rng.uniform(-1, 1, 21), rng.uniform(0, 1, (21, 2))],
+            "terminals": np.arange(20) == 19,
+        }
+        np.savez(old / f"rollout_{i}.npz", **columns)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield tmp_path
+    interrupts.clear()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.timeout(300)
+def test_every_wmrl_command_runs(sandbox, capfd):
+    lines = commands("wmrl")
+    assert len(lines) >= 20
+    for line in lines:
+        with pytest.raises(SystemExit) as end:
+            cli.main(shortened(line))
+        assert not end.value.code, f"{line}: {capfd.readouterr().err[-2000:]}"
+    run = sandbox / "runs/carracing-mdnrnn/seed-1"
+    for name in ("vae.h5", "dynamics.h5", "controller.h5", "test.h5"):
+        assert (run / name).exists()
+    assert (sandbox / "dream.mp4").exists() and list((run / "videos").glob("*.mp4"))
+
+
+def test_every_short_form_belongs_to_a_command():
+    lines = commands("wmrl")
+    assert all(any(line.startswith(prefix) for line in lines) for prefix in SHORT)
+
+
+def test_every_make_command_has_its_rules():
+    for line in commands("make"):
+        done = subprocess.run([*shlex.split(line), "-n"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_kind_stands_in_the_table():
+    from wmrl.controllers import CONTROLLERS
+    from wmrl.dynamics import DYNAMICS
+    from wmrl.representations import REPRESENTATIONS
+    from wmrl.trainers import TRAINERS
+
+    for kind in [*REPRESENTATIONS, *DYNAMICS, *CONTROLLERS, *TRAINERS]:
+        assert re.search(rf"^\| .*`{kind}`", TEXT, re.M), f"{kind} is missing in the README's table"
+
+
+def test_every_file_named_exists():
+    for path in re.findall(r"`((?:wmrl|pipelines|tests)/[\w/.-]+)`", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_example_model_learns_and_dreams():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    space: dict = {}
+    exec(compile(code, "README.md", "exec"), space)
+    torch.manual_seed(0)
+    model = space["PlainGRU"](Space((3,)), Actions(2, True), hidden=16)
+    latent, action = torch.randn(4, 6, 3), torch.eye(2)[torch.randint(2, (4, 5))]
+    batch = Batch(None, action, torch.randn(4, 5), torch.zeros(4, 5), torch.ones(4, 5))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        loss, _ = model.loss(latent, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    step = model.imagine(model.start(latent[:, 0]), action[:, 0])
+    assert model.features(step.state).shape == (4, *model.feature_shape) and step.reward.shape == step.cont.shape == (
+        4,
+    )
