@@ -25,70 +25,131 @@ from wmrl.pipeline import Env
 FPS = {"CarRacing-v3": 50.0}
 """Frames a second, as gymnasium's metadata have it; envpool does not tell."""
 
+CROWD = 8
+"""Slots for each thread from which on two pools are worth their waiting for each other."""
+
+TYPES = (np.float32, np.bool_, np.bool_)
+"""Of reward, terminated, truncated."""
+
 
 class PoolEnv(PixelEnv):
-    """Environments stepped by envpool's threads."""
+    """Environments stepped by envpool's threads.
+
+    With enough slots there are two pools, so that the frames of one are resized while the threads step the other:
+    slot s is number s // 2 of pool s % 2.
+    """
 
     def __init__(self, env: Env, n: int, *, threads: int):
-        env_id = canonical(env.id)[0]
-        self._id, self._threads = env_id, threads
-        limit, space, actions = _spaces(env_id)
+        self._id, self._threads = canonical(env.id)[0], threads
+        limit, space, actions = _spaces(self._id)
         order = layout(space.shape, space.dtype) if getattr(space, "shape", None) else None
         if order is None:
-            raise ConfigError(f"env.id: envpool's {env_id} observes no image; env.backend = 'gymnasium' may render it")
+            raise ConfigError(
+                f"env.id: envpool's {self._id} observes no image; env.backend = 'gymnasium' may render it"
+            )
         self._order = order
         native = image_size(space.shape, order)
         super().__init__(
             env,
             n,
-            action_map=ActionMap(actions, env_id),
+            action_map=ActionMap(actions, self._id),
             native=native,
             limit=limit,
-            fps=FPS.get(env_id, 30.0),
+            fps=FPS.get(self._id, 30.0),
             info={"backend": "envpool", "pixels": "observation", "versions": _versions("envpool", "gymnasium")},
         )
-        self._pool: Any = None
+        self._pools: list[Pool] = []
         self._last = np.zeros((n, *native, 3), np.uint8)
 
     def _begin(self, seeds: list[int]) -> np.ndarray:
-        import envpool
-
-        self._shut()
-        with _quiet():
-            self._pool = envpool.make(
-                self._id,
-                env_type="gymnasium",
-                num_envs=len(seeds),
-                seed=seeds,
-                num_threads=min(self._threads, len(seeds)),
-                max_episode_steps=(self.max_steps or 0) + 1,
-            )
-            obs, info = self._pool.reset()
+        self._shut()  # the old wave's memory goes before the new one's comes
+        count = 2 if len(seeds) >= CROWD * self._threads else 1
         frames = self._last[: len(seeds)]
-        frames[info["env_id"]] = rgb(obs, self._order)
+        for part in range(count):
+            pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1)
+            self._pools.append(pool)
+            frames[part::count] = rgb(pool.first(), self._order)
         return self._resized(frames)
 
     def _advance(self, native: np.ndarray, ids: np.ndarray) -> Outcome:
-        obs, reward, terminated, truncated, info = self._pool.step(native, ids.astype(np.int32))
-        came: np.ndarray = info["env_id"]
-        order = np.empty(self.n, np.int64)  # slot -> its row in what came back
-        order[came] = np.arange(len(came))
-        rows = order[ids]
-        if len(came) != len(ids) or (came[rows] != ids).any():
-            raise UserError(f"envpool stepped slots {came.tolist()} of {self._id} where {ids.tolist()} were asked")
-        if not (came == ids).all():
-            obs, reward, terminated, truncated = obs[rows], reward[rows], terminated[rows], truncated[rows]
-        frames = rgb(obs, self._order)
-        self._last[ids] = frames
-        return Outcome(self._resized(frames), reward.astype(np.float32), terminated.copy(), truncated.copy())
+        out = Outcome(np.empty((len(ids), *self.observation.shape), np.uint8), *(np.empty(len(ids), t) for t in TYPES))
+        count = len(self._pools)
+        work = [(self._pools[part], np.flatnonzero(ids % count == part)) for part in range(count)]
+        work = [(pool, rows) for pool, rows in work if len(rows)]
+        for pool, rows in work[:1]:
+            pool.send(native[rows], ids[rows] // count)
+        for i, (pool, rows) in enumerate(work):
+            obs, *rest = pool.receive(ids[rows] // count)
+            for following, later in work[i + 1 : i + 2]:
+                following.send(native[later], ids[later] // count)
+            frames = rgb(obs, self._order)
+            self._last[ids[rows]] = frames
+            out.obs[rows] = self._resized(frames)
+            out.reward[rows], out.terminated[rows], out.truncated[rows] = rest
+        return out
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
         return self._last[ids]
 
     def _shut(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        for pool in self._pools:
+            pool.close()
+        self._pools = []
+
+
+class Pool:
+    """One wave of envpool's environments, numbered from 0; answers come in the order that was asked for.
+
+    Args:
+        env_id: envpool's name of the game.
+        seeds: One for each environment.
+        threads: C++ threads.
+        limit: Steps after which it truncates.
+    """
+
+    def __init__(self, env_id: str, seeds: list[int], threads: int, limit: int):
+        import envpool
+
+        self._id = env_id
+        with _quiet():
+            self._pool = envpool.make(
+                env_id,
+                env_type="gymnasium",
+                num_envs=len(seeds),
+                seed=seeds,
+                num_threads=min(threads, len(seeds)),
+                max_episode_steps=limit,
+            )
+
+    def first(self) -> np.ndarray:
+        """Begin all episodes; their first observations."""
+        with _quiet():
+            obs, info = self._pool.reset()
+        return obs[np.argsort(info["env_id"])]
+
+    def send(self, native: np.ndarray, numbers: np.ndarray) -> None:
+        """Let the threads step these environments."""
+        self._pool.send(native, numbers.astype(np.int32))
+
+    def receive(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Wait for them: observation, reward, terminated, truncated.
+
+        Raises:
+            UserError: if others came than were sent.
+        """
+        *outcome, info = self._pool.recv()
+        came: np.ndarray = info["env_id"]
+        if np.array_equal(came, numbers):
+            return outcome
+        order = np.argsort(came)
+        rows = order[np.searchsorted(came, numbers, sorter=order).clip(max=len(came) - 1)]
+        if len(came) != len(numbers) or not np.array_equal(came[rows], numbers):
+            raise UserError(f"envpool stepped {came.tolist()} of {self._id} where {numbers.tolist()} were asked for")
+        return [values[rows] for values in outcome]
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._pool.close()
 
 
 def _spaces(env_id: str) -> tuple[int, Any, Any]:
