@@ -167,8 +167,6 @@ class _Meter:
             note += f", mean return {self._tally.returns.mean():.1f}"
         done = math.floor(10 * (self._over + running)) / 10
         self._log.progress(done, self._tally.protocol.episodes, "episodes", note)
-            math.floor(10 * (self._over + running)) / 10, self._tally.protocol.episodes, "episodes", note
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
