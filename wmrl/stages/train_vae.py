@@ -1,6 +1,7 @@
 """Learn to see: episodes -> LOGDIR/vae.h5, whatever the representation's kind."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from wmrl import artifact, seeding
 from wmrl.config import build, resolved
 from wmrl.data.episodes import Episodes
+from wmrl.errors import ContractError
 from wmrl.fit import fit
 from wmrl.images import grid
 from wmrl.log import Log
@@ -33,11 +35,10 @@ def train_vae(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         ContractError: if it was begun with another dataset.
         Stopped: if a signal asked to stop; the training state is saved.
     """
-    if "from" in pipe.representation:
-        store.refer(NAME, pipe.representation["from"])
-        log.say(f"{store.path(NAME)} refers to {pipe.representation['from']}: nothing to train")
-        return
     episodes = store.episodes()
+    if "from" in pipe.representation:
+        _refer(pipe.representation["from"], episodes, store, log)
+        return
     module = fresh(pipe, episodes).to(run.device)
     facts: dict[str, Any] = {"steps": 0}
     if hasattr(module, "loss"):
@@ -55,6 +56,16 @@ def fresh(pipe: Pipeline, episodes: Episodes) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.number(pipe.seed, NAME, "init"))
         return build(REPRESENTATIONS, pipe.representation, "representation", episodes.observation)
+
+
+def _refer(target: str, episodes: Episodes, store: Store, log: Log) -> None:
+    """Let LOGDIR/vae.h5 be another run's representation, if it sees frames like these."""
+    path = Path(target)
+    (sees,) = artifact.read(path / f"{NAME}.h5" if path.is_dir() else path, NAME).given
+    if sees != episodes.observation:
+        raise ContractError(f"{target} sees {sees}, but {episodes.path} holds {episodes.observation}")
+    store.refer(NAME, target)
+    log.say(f"{store.path(NAME)} refers to {target}: nothing to train")
 
 
 def frames(
