@@ -13,8 +13,10 @@ import numpy as np
 from wmrl.data import shards
 from wmrl.data.policies import White
 
-SECONDS = 0.5
-STEPS = 64
+SECONDS = 1.0
+STEPS = 96
+LAST = 16
+"""Frames of each environment that are compressed: the last ones, after CarRacing has zoomed in."""
 USUAL_LENGTH = 1000
 """Steps of an episode where nothing is known."""
 
@@ -34,14 +36,14 @@ class Estimate:
         return f"up to {self.steps:,} steps, {self.bytes / 1e6:,.0f} MB and {minutes} at {rate:,.0f} steps/s"
 
 
-def estimate(env: Any, seeds: Sequence[int], episodes: int, max_steps: int | None) -> Estimate:
-    """Play a few steps of white noise (at most half a second) and compress what was seen.
+def estimate(env: Any, seeds: Sequence[int], episodes: int, bytes_each: float | None = None) -> Estimate:
+    """Play a few steps of white noise (at most a second) and compress what was seen.
 
     Args:
         env: A vector environment; it must be reset afterwards.
         seeds: Of the first wave.
         episodes: Number of episodes to come.
-        max_steps: Of one episode; 1,000 are assumed if it is unknown.
+        bytes_each: Of a frame on disk, if it is known.
     """
     actor = White(env.actions)
     frames = [env.reset(seeds)]
@@ -54,8 +56,9 @@ def estimate(env: Any, seeds: Sequence[int], episodes: int, max_steps: int | Non
             break
         action = actor.step(outcome.obs)
     each = (time.monotonic() - began) / max(1, (len(frames) - 1) * len(seeds))
-    steps = episodes * (max_steps or USUAL_LENGTH)
-    return Estimate(steps, (steps + episodes) * _bytes_each(np.stack(frames, 1)), steps * each)
+    steps = episodes * (env.max_steps or USUAL_LENGTH)
+    bytes_each = bytes_each or _bytes_each(np.stack(frames[-LAST:], 1))
+    return Estimate(steps, (steps + episodes) * bytes_each, steps * each)
 
 
 def _bytes_each(frames: np.ndarray) -> float:

@@ -49,11 +49,12 @@ def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         files.sweep(folder)
         pipe, recipe = _settle(pipe, folder, run)
         total = plan.total(folder, pipe.generate.rollouts, run.append)
-        if plan.base(folder) == total and not plan.missing(shards.scan(folder), total, total):
-            log.say(f"{folder} is complete: nothing to do")
-        else:
+        if plan.missing(shards.scan(folder), total, total):
             _collect(pipe, recipe, folder, total, log, run)
-        _report(shards.read_complete(folder), folder, log)
+        elif plan.base(folder) == total:
+            log.say(f"{folder} is complete: nothing to do")
+        index = shards.read_complete(folder) if plan.base(folder) == total else shards.complete(folder)
+        _report(index, folder, log)
 
 
 def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, log: Log, run: Run) -> None:
@@ -62,7 +63,6 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         job = Job(pipe, folder, env, _actor(pipe, env, run), _meta(recipe, env), total)
         job.announce(log, run)
         job.work(log)
-    shards.complete(folder)
 
 
 def _settle(pipe: Pipeline, folder: Path, run: Run) -> tuple[Pipeline, dict[str, Any]]:
@@ -73,7 +73,7 @@ def _settle(pipe: Pipeline, folder: Path, run: Run) -> tuple[Pipeline, dict[str,
         pipe = replace(pipe, env=replace(pipe.env, backend=first["env"]["backend"]))
     recipe = plan.recipe(pipe)
     if pipe.generate.policy == "controller":
-        recipe["policy"]["hash"] = _controller_hash(pipe)
+        recipe["policy"]["controller_hash"] = _controller_hash(pipe)
     if current is not None:
         environments = current["policy"].get("environments")
         recipe["policy"].update({"environments": environments} if environments else {})
@@ -189,7 +189,7 @@ class Job:
         """
         from wmrl.data.estimate import estimate
 
-        guess = estimate(self.env, self.seeds(self.waves()[0]), len(self.todo), self.env.max_steps)
+        guess = estimate(self.env, self.seeds(self.waves()[0]), len(self.todo), self._bytes_each())
         have = self.total - len(self.todo)
         log.say(
             f"{self.folder}: {len(self.todo)} episodes of {self.pipe.env.id} ({self.pipe.generate.policy})"
@@ -199,10 +199,20 @@ class Job:
         for note in self.env.info.get("notes", ()):
             log.say(note)
         free = shutil.disk_usage(self.folder).free
+        needs = f"{self.folder} needs up to {guess.bytes / 1e6:,.0f} MB, its disk has {free / 1e6:,.0f} MB free"
+        if guess.bytes > 2 * free:
+            raise UserError(f"{needs}: free some, name another folder with --data, or ask for fewer --rollouts")
         if guess.bytes > free:
-            raise UserError(
-                f"{self.folder} needs about {guess.bytes / 1e6:,.0f} MB, but its disk has {free / 1e6:,.0f} MB free"
-            )
+            log.warn(needs)
+
+    def _bytes_each(self) -> float | None:
+        """Of a frame, on disk, of the first shard that is there."""
+        names = shards.scan(self.folder)
+        if not names:
+            return None
+        index = shards.index(self.folder, names[:1]) if names[0].first == 0 else None
+        rows = int((index.lengths + 1).sum()) if index else 0
+        return (self.folder / names[0].file).stat().st_size / rows if rows else None
 
     def work(self, log: Log) -> None:
         """Play all waves.

@@ -1,0 +1,382 @@
+"""generate: exactly the episodes asked for, the same bytes whatever happened on the way."""
+
+import os
+import shutil
+import signal
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from wmrl import files, interrupts, seeding
+from wmrl.data import shards
+from wmrl.data.episodes import Episodes
+from wmrl.errors import ArtifactError, ConfigError, Stopped, UserError
+from wmrl.log import Log
+from wmrl.pipeline import Env, Generate, Pipeline
+from wmrl.run import Run
+from wmrl.spec import Actions, Space
+from wmrl.stages import generate as stage
+from wmrl.store import Store, lock
+
+Outcome = namedtuple("Outcome", "obs reward terminated truncated")
+LONGEST = 12
+
+
+class Game:
+    """Episodes of 2 to 12 steps; frames tell seed, step and last action; odd lengths terminate, even ones truncate."""
+
+    observation, actions, fps, native, max_steps = Space((3, 8, 8)), Actions(2, False), 50.0, (8, 8), LONGEST
+    info = {"backend": "toy", "versions": {"toy": "1"}, "notes": []}  # noqa: RUF012
+    steps: list[tuple[int, int]] = []  # noqa: RUF012  (seed, step) of all steps made
+    at_step: dict[int, object] = {}  # noqa: RUF012  number of a call of `step` -> what happens then
+    calls = 0
+
+    def __init__(self, env, n, *, threads):
+        self.n = n
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def native_action(self, action):
+        return action * np.float32([1, 2]) + np.float32([0, 2])
+
+    def reset(self, seeds):
+        assert 0 < len(seeds) <= self.n
+        self.seeds, self.t = list(seeds), np.zeros(len(seeds), int)
+        return np.stack([frame(seed, 0, np.zeros(2)) for seed in seeds])
+
+    def step(self, action, ids):
+        Game.calls += 1
+        if Game.calls in Game.at_step:
+            Game.at_step[Game.calls]()
+        self.t[ids] += 1
+        mine = [self.seeds[i] for i in ids]
+        Game.steps += [(seed, int(t)) for seed, t in zip(mine, self.t[ids], strict=True)]
+        ends = self.t[ids] == [length_of(seed) for seed in mine]
+        odd = self.t[ids] % 2 == 1
+        obs = np.stack([frame(s, t, a) for s, t, a in zip(mine, self.t[ids], action, strict=True)])
+        return Outcome(obs, self.t[ids].astype(np.float32), ends & odd, ends & ~odd)
+
+
+def length_of(seed):
+    return 2 + seed % (LONGEST - 1)
+
+
+def frame(seed, t, action):
+    picture = np.zeros((3, 8, 8), np.uint8)
+    picture[0], picture[1], picture[2, 0, :2] = seed % 251, t, 100 * action + 100
+    return picture
+
+
+@pytest.fixture(autouse=True)
+def game(monkeypatch):
+    monkeypatch.setattr(stage, "make", Game)
+    monkeypatch.setattr("wmrl.data.shards.episodes_per_shard", lambda row, steps: 4)
+    for name, value in {"steps": [], "at_step": {}, "calls": 0}.items():
+        monkeypatch.setattr(Game, name, value)
+    yield Game
+    interrupts.clear()
+
+
+def pipe_for(folder, rollouts=10, seed=1, size=8, **generate):
+    settings = Generate(rollouts=rollouts, **{"policy": "white", **generate})
+    return Pipeline(data=str(folder), seed=seed, env=Env(id="Toy-v0", size=size), generate=settings)
+
+
+def generate(folder, rollouts=10, *, append=0, threads=1, max_workers=3, **more):
+    pipe = pipe_for(folder, rollouts, **more)
+    logdir = folder.parent / "log"
+    log = Log.quiet("generate", logdir)
+    try:
+        stage.generate(pipe, Store(logdir, pipe), log, Run(append=append, threads=threads, max_workers=max_workers))
+    finally:
+        log.close()
+    return Episodes(folder)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.h5*")}
+
+
+def said(folder):
+    return (folder.parent / "log" / "logs" / "generate.log").read_text()
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The bytes of an uninterrupted dataset of 10 episodes."""
+    generate(tmp_path / "whole" / "data")
+    Game.steps, Game.calls = [], 0
+    return contents(tmp_path / "whole" / "data")
+
+
+def test_episodes_are_what_was_played(tmp_path):
+    read = generate(tmp_path / "data")
+    assert read.seeds.tolist() == [seeding.number(1, "episode", i) for i in range(10)]
+    for i, seed in enumerate(read.seeds.tolist()):
+        episode, length = read.episode(i), length_of(seed)
+        assert len(episode.reward) == length + 1 == read.lengths[i] + 1
+        assert np.array_equal(episode.obs[0], frame(seed, 0, np.zeros(2)))
+        for t in range(length):
+            assert np.array_equal(episode.obs[t + 1], frame(seed, t + 1, episode.action[t])), (
+                "action[t] leads to obs[t + 1]"
+            )
+            assert episode.reward[t] == t + 1
+            last = t == length - 1
+            assert episode.terminated[t] == (last and length % 2 == 1)
+            assert episode.truncated[t] == (last and length % 2 == 0)
+        assert not episode.action[-1].any() and not episode.reward[-1]
+        assert not episode.terminated[-1] and not episode.truncated[-1]
+    assert read.returns.tolist() == [sum(range(1, n + 1)) for n in read.lengths]
+
+
+def test_shards_say_how_they_were_made(tmp_path):
+    meta = generate(tmp_path / "data").meta
+    assert meta["env"] == {"id": "Toy-v0", "size": 8, "crop": False, "backend": "toy"}
+    assert meta["policy"] == {"policy": "white"} and meta["seed"] == 1
+    assert meta["actions"] == {"size": 2, "discrete": False, "low": [-1, 0], "high": [1, 4]}
+    assert meta["environment"]["versions"] == {"toy": "1"} and meta["wmrl"]
+
+
+@pytest.mark.parametrize(("threads", "max_workers"), [(1, 1), (1, 8), (2, 256), (4, 5)])
+@pytest.mark.parametrize("policy", ["white", "brown", "held"])
+def test_threads_and_waves_change_no_byte(tmp_path, threads, max_workers, policy):
+    generate(tmp_path / "a" / "data", policy=policy)
+    generate(tmp_path / "b" / "data", policy=policy, threads=threads, max_workers=max_workers)
+    assert contents(tmp_path / "a" / "data") == contents(tmp_path / "b" / "data")
+
+
+def test_a_finished_dataset_is_left_alone(tmp_path):
+    generate(tmp_path / "data")
+    before, Game.steps = contents(tmp_path / "data"), []
+    generate(tmp_path / "data")
+    generate(tmp_path / "data", rollouts=4)
+    assert contents(tmp_path / "data") == before and not Game.steps
+    assert "nothing to do" in said(tmp_path / "data")
+
+
+def test_more_rollouts_continue(tmp_path):
+    first = generate(tmp_path / "data", rollouts=6)
+    old, Game.steps = contents(tmp_path / "data"), []
+    second = generate(tmp_path / "data", rollouts=11)
+    assert len(second) == 11 and first.is_prefix_of(second) and second.grew_from(first.hash)
+    played = {seed for seed, t in Game.steps if t == LONGEST or t == length_of(seed)}
+    assert played == set(second.seeds[6:].tolist())
+    new = contents(tmp_path / "data")
+    assert all(new[name] == data for name, data in old.items() if name != "complete.h5")
+    straight = generate(tmp_path / "straight" / "data", rollouts=11)
+    assert all(np.array_equal(second.episode(i).obs, straight.episode(i).obs) for i in range(11))
+
+
+def test_append_adds_fresh_episodes_and_an_interrupted_one_adds_as_many(tmp_path):
+    before = generate(tmp_path / "data", rollouts=6)
+    Game.at_step = {Game.calls + 40: lambda: (_ for _ in ()).throw(KeyboardInterrupt)}
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path / "data", rollouts=6, append=20)
+    assert len(Episodes(tmp_path / "data")) == 6, "readers see the finished dataset meanwhile"
+    Game.at_step = {}
+    after = generate(tmp_path / "data", rollouts=6, append=20)
+    assert len(after) == 26 and len(set(after.seeds.tolist())) == 26 and after.grew_from(before.hash)
+    assert len(generate(tmp_path / "data", rollouts=6, append=3)) == 29
+    assert len(generate(tmp_path / "data", rollouts=6)) == 29, "the pipeline's own number is there"
+
+
+def test_appended_episodes_may_be_of_another_policy(tmp_path):
+    generate(tmp_path / "data", rollouts=4)
+    generate(tmp_path / "data", rollouts=4, append=4, policy="held")
+    metas = [shards.read_meta(tmp_path / "data" / name.file)["policy"] for name in shards.scan(tmp_path / "data")]
+    assert metas == [{"policy": "white"}, {"policy": "held", "hold": 10}]
+    with pytest.raises(ConfigError, match="seed"):
+        generate(tmp_path / "data", rollouts=4, append=4, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 2}, "seed"),
+        ({"size": 16}, "env.size"),
+        ({"policy": "brown"}, "generate.policy"),
+        ({"policy": "held"}, "generate.hold|generate.policy"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_something_else_is_refused(tmp_path, change, key, finished):
+    generate(tmp_path / "data")
+    if not finished:
+        (tmp_path / "data" / "complete.h5").unlink()
+    before = contents(tmp_path / "data")
+    with pytest.raises(ConfigError, match=key):
+        generate(tmp_path / "data", rollouts=20, **change)
+    assert contents(tmp_path / "data") == before
+
+
+def finishes_like(whole, folder):
+    """The same command again: the same bytes, and no finished shard made twice."""
+    kept = {name.first: name for name in shards.scan(folder)}
+    finished = [i for name in kept.values() for i in range(name.first, name.first + name.count)]
+    Game.steps, Game.at_step = [], {}
+    generate(folder)
+    assert contents(folder) == whole
+    done = {seeding.number(1, "episode", i) for i in finished}
+    if len(done) < 10:
+        first_wave = {seed for seed, t in Game.steps if t > 1}
+        assert not done & first_wave, "a finished shard was played again"
+
+
+def test_a_signal_at_any_step_loses_little(tmp_path, whole):
+    for number in range(1, 60, 9):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGTERM)}
+        try:
+            generate(folder)
+        except Stopped as stopped:
+            assert stopped.code == 143 and "same command continues" in said(folder)
+        interrupts.clear()
+        assert not list(folder.glob("*.tmp*"))
+        finishes_like(whole, folder)
+
+
+def killed(work):
+    """Run `work` in a forked process that kills itself; whether it got killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_kill_9_at_any_step_loses_little(tmp_path, whole):
+    kills = 0
+    for number in range(2, 60, 8):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: die}
+        kills += killed(lambda folder=folder: generate(folder))
+        finishes_like(whole, folder)
+    assert kills >= 5
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync", "replace", "open"])
+def test_kill_9_while_a_shard_is_written_leaves_no_third_thing(tmp_path, whole, operation, monkeypatch):
+    kills = 0
+    for number in range(1, 5):
+        folder = tmp_path / f"{operation}{number}" / "data"
+        count = 0
+        real = getattr(os, operation)
+
+        def counted(*args, real=real, number=number, **more):
+            nonlocal count
+            about_data = operation != "open" or ".h5" in str(args[0])
+            count += about_data
+            if count == number and about_data:
+                die()
+            return real(*args, **more)
+
+        def work(folder=folder, counted=counted):
+            monkeypatch.setattr(files.os, operation, counted)
+            generate(folder)
+
+        Game.calls = 0
+        kills += killed(work)
+        finishes_like(whole, folder)
+        assert not list(folder.glob("*.tmp*")), "what was half written is cleared away"
+    assert kills >= 3
+
+
+def test_a_full_disk_stops_with_the_reason_and_the_rest_goes_on_later(tmp_path, whole, monkeypatch):
+    real, folder = files.write, tmp_path / "full" / "data"
+
+    def full(path, fill, **more):
+        if "000004" in path.name:
+            raise ArtifactError(f"{path} cannot be written: No space left on device")
+        return real(path, fill, **more)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        generate(folder)
+    assert [name.first for name in shards.scan(folder)][:1] == [0]
+    monkeypatch.setattr(files, "write", real)
+    finishes_like(whole, folder)
+
+
+def test_a_lost_shard_is_made_again_and_nothing_else(tmp_path, whole):
+    folder = tmp_path / "again" / "data"
+    generate(folder)
+    (folder / "shard-000004-4.h5").unlink()
+    finishes_like(whole, folder)
+
+
+def test_a_lost_list_is_made_again_without_playing(tmp_path, whole):
+    folder = tmp_path / "again" / "data"
+    generate(folder)
+    (folder / "complete.h5").unlink()
+    Game.steps = []
+    generate(folder)
+    assert contents(folder) == whole and not Game.steps
+
+
+def test_two_at_once_are_refused(tmp_path):
+    folder = tmp_path / "data"
+    with lock(folder), pytest.raises(ConfigError, match="another wmrl process is working in"):
+        generate(folder)
+
+
+def test_too_small_a_disk_is_said_before(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
+    with pytest.raises(UserError, match="MB free"):
+        generate(tmp_path / "data")
+    assert not shards.scan(tmp_path / "data")
+
+
+def test_size_and_time_are_said_before_the_start(tmp_path):
+    generate(tmp_path / "data")
+    first = said(tmp_path / "data").splitlines()[0]
+    for word in ("10 episodes of Toy-v0", "up to 120 steps", "MB", "steps/s", "on 1 threads"):
+        assert word in first
+
+
+class Parrot:
+    """An actor whose actions depend on how many rows are computed together, as a network's last bits do."""
+
+    def begin(self, obs, seeds):
+        self.rows = len(seeds)
+        return self.step(obs)
+
+    def step(self, obs):
+        return np.full((len(obs), 2), 1 / (self.rows + len(obs)), np.float32)
+
+    def keep(self, index):
+        return None
+
+
+def test_a_controllers_waves_are_fixed_and_replayed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_agent", lambda *given: Parrot())
+    monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "abc")
+    how = {"policy": "controller", "controller": "runs/x"}
+    generate(tmp_path / "a" / "data", rollouts=14, max_workers=6, **how)
+    for number in range(8, 28, 6):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+        with pytest.raises(Stopped):
+            generate(folder, rollouts=14, max_workers=6, **how)
+        interrupts.clear()
+        Game.at_step = {}
+        if shards.scan(folder):
+            with pytest.raises(ConfigError, match="max-workers"):
+                generate(folder, rollouts=14, max_workers=5, **how)
+        workers = 50 if shards.scan(folder) else 6
+        generate(folder, rollouts=14, max_workers=workers, threads=1 if workers == 6 else 4, **how)
+        assert contents(folder) == contents(tmp_path / "a" / "data")
+    monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "changed")
+    with pytest.raises(ConfigError, match="generate.controller_hash"):
+        generate(tmp_path / "a" / "data", rollouts=20, **how)
