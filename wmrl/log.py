@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -27,16 +27,19 @@ SCHEMA_VERSION = 1
 class Tee:
     """A text stream that writes to another one and to the log file: foreign tracebacks and warnings are kept."""
 
-    def __init__(self, stream: TextIO, keep: "Log") -> None:
-        self._stream, self._log, self._pending = stream, keep, ""
+    def __init__(self, stream: TextIO, bar: Bar | Plain, keep: Callable[[str], None]) -> None:
+        self._stream, self._bar, self._keep, self._pending = stream, bar, keep, ""
 
     def write(self, text: str) -> int:
-        """Write to the stream at once, and to the log file line by line."""
-        self._stream.write(text)
-        self._pending += text
-        *lines, self._pending = self._pending.split("\n")
+        """Show the text (at once, or by whole lines above a bar) and keep it, line by line, in the log file."""
+        *lines, self._pending = (self._pending + text).split("\n")
+        if self._bar.live:
+            for line in lines:
+                self._bar.print(line, self._stream)
+        else:
+            self._stream.write(text)
         for line in lines:
-            self._log.keep(line)
+            self._keep(line)
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +99,7 @@ class Log:
     silent = quiet
 
     def __enter__(self) -> Self:
-        self._tee = Tee(self._stderr, self)
+        self._tee = Tee(self._stderr, self._bar, self.keep)
         sys.stderr = self._tee
         self.keep(f"$ {' '.join(sys.argv)}")
         return self
@@ -152,11 +155,13 @@ class Log:
         if self.as_json:
             self.say(text)
         else:
+            self._bar.close()
             _print(text)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Print one JSON object with its schema version on stdout, if `--json` was given."""
         if self.as_json:
+            self._bar.close()
             _print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, default=_json))
 
     def progress(self, done: float, total: float, unit: str = "steps", note: str = "") -> None:

@@ -64,6 +64,8 @@ def span(seconds: float) -> str:
 class Plain:
     """No bar: lines are printed as they are."""
 
+    live = False
+
     def update(self, done: float, total: float, unit: str, note: str, speed: str) -> bool:
         """Nothing is drawn, so the caller prints its line."""
         return False
@@ -93,7 +95,14 @@ class Bar:
 
         columns = [BarColumn(), TextColumn("{task.completed:g}/{task.total:g} {task.fields[unit]}")]
         words = [TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[note]}", markup=False)]
-        live = Progress(*columns, *words, console=self._console, auto_refresh=False)
+        live = Progress(
+            *columns,
+            *words,
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=False,  # the log sees to what others write
+            redirect_stderr=False,
+        )
         live.start()
         return live
 
@@ -108,6 +117,11 @@ class Bar:
             self._task = self._live.add_task("", total=total, unit=unit, note=note, speed=speed)
         self._live.update(self._task, completed=done, total=total, unit=unit, note=note, speed=speed, refresh=True)
         return True
+
+    @property
+    def live(self) -> bool:
+        """Whether the bar is drawn now."""
+        return self._live is not None
 
     def print(self, text: str, stream: TextIO) -> None:
         """Print a line above the bar."""

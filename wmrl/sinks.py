@@ -154,7 +154,7 @@ class Wandb:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._wandb = importlib.import_module("wandb")
         name = "-".join([*logdir.resolve().parts[-2:], stage])
-        self._run = self._wandb.init(project="wmrl", name=name, dir=str(logdir), reinit=True)
+        self._run = self._wandb.init(project="wmrl", name=name, dir=str(logdir))
 
     def metrics(self, step: int, values: Record) -> None:
         """Log the metrics of one step."""
@@ -169,7 +169,7 @@ class Wandb:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Trackio:

@@ -220,6 +220,26 @@ def test_no_color_is_honoured_by_the_bar(monkeypatch):
     assert "loss [0.5]" in stream.getvalue()
 
 
+def test_what_others_write_stands_above_the_bar_and_in_the_log_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Log("s", tmp_path) as log:
+        sys.stderr.write("before\n")
+        log.progress(1, 4)
+        sys.stderr.write("foreign [words]\n")
+        sys.stderr.write("and ")
+        sys.stderr.write("more\n")
+        log.say("own words")
+        log.progress(4, 4)
+    shown = stream.getvalue()
+    for line in ("before", "foreign [words]", "and more", "own words"):
+        assert line in lines(tmp_path)
+        assert shown.count(line) == 1
+    assert "4/4 steps" in shown
+
+
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
