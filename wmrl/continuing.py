@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from wmrl.errors import ContractError
+from wmrl.errors import ArtifactError, ContractError
 from wmrl.log import Log
+from wmrl.store import Store
+
+ALL = "all steps made"
+"""Why a training ended that made all the steps it was asked for."""
 
 
 def grown(name: str, stored: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str:
@@ -25,6 +29,32 @@ def grown(name: str, stored: Mapping[str, str], parents: Mapping[str, Sequence[s
             raise ContractError(f"the training of {name} was begun with another {key}; begin anew with --noreload")
         found = found if stored[key] == hashes[-1] else key
     return found
+
+
+def settled(store: Store, name: str, steps: int, parents: Mapping[str, Sequence[str]]) -> bool:
+    """Whether `name` is complete and nothing is left to do, though its training state is gone (the logdir was copied).
+
+    Args:
+        store: The logdir.
+        name: The artifact.
+        steps: Steps that are asked for.
+        parents: As in `grown`.
+
+    Raises:
+        ArtifactError: if something is left to do, which cannot be done without the training state.
+    """
+    if not store.exists(name) or store.part(name).exists():
+        return False
+    made = store.load(name)
+    if "fit" not in made.facts:
+        return False
+    fit = made.facts["fit"]
+    done = fit["steps"] >= steps or (fit["complete"] and fit["ended"] != ALL)
+    if done and all(made.parents.get(key) == hashes[-1] for key, hashes in parents.items()):
+        return True
+    raise ArtifactError(
+        f"{store.part(name)} is missing: without it {store.path(name)} cannot be trained on; begin anew with --noreload"
+    )
 
 
 def threads(name: str, stored: int, log: Log) -> None:

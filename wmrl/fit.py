@@ -6,35 +6,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wmrl import continuing, interrupts, optimizers, precision, seeding
 from wmrl.data.windows import prefetch
-from wmrl.errors import ContractError
+from wmrl.errors import ContractError, Stopped
 from wmrl.gauge import Gauge
 from wmrl.log import Log
 from wmrl.pipeline import Fit
 from wmrl.run import Run
 from wmrl.schedule import Progress
 from wmrl.spec import Batch, Loss
+from wmrl.store import Store
 
 SAVE_EVERY = 25.0
 """At most so much work is lost by a kill, seconds (and the step that is under way)."""
 
 Tensors = dict[str, Tensor]
-
-
-class Parts(Protocol):
-    """Where training states are kept: a `wmrl.store.Store`."""
-
-    def save_part(self, name: str, tree: dict[str, Any]) -> None:
-        """Keep `tree` as the training state of `name`."""
-
-    def load_part(self, name: str) -> dict[str, Any] | None:
-        """The training state of `name`, or None."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ class FitResult:
         best_step: The step it was reached at; the module's weights are now those of this step.
         steps: Gradient steps made, in all calls together.
         ended: Why it ended, in words.
+        complete: Whether the same call has nothing more to do; False after `--minutes`.
         precision: "fp32" or "bf16".
         seconds: Time spent, in all calls together.
     """
@@ -54,6 +46,7 @@ class FitResult:
     best_step: int
     steps: int
     ended: str
+    complete: bool
     precision: str
     seconds: float
 
@@ -71,7 +64,7 @@ def fit(
     settings: Fit,
     name: str,
     seed: int,
-    store: Parts,
+    store: Store,
     log: Log,
     run: Run,
     parents: Mapping[str, Sequence[str]] | None = None,
@@ -88,7 +81,7 @@ def fit(
             scalars to log as `losses/<term>`. Called under autocast in train mode.
         batches: The first step -> an endless iterator of batches on the CPU from that step on. It runs in a thread.
         validate: Numbers on a fixed validation set, the same for the same weights; `loss` decides what is best.
-            Called in eval mode, in float32, without gradients.
+            Called in eval mode, in float32, without gradients; it may call `interrupts.check()`.
         settings: Steps, optimiser, schedule.
         name: What is trained, "vae" say: names the training state and the random numbers.
         seed: Step k draws from `seeding.generator(seed, name, k)`.
@@ -123,7 +116,7 @@ class _Training:
         settings: Fit,
         name: str,
         seed: int,
-        store: Parts,
+        store: Store,
         log: Log,
         run: Run,
         watch: Callable[[int], None] | None,
@@ -147,6 +140,7 @@ class _Training:
         """Continue from the stored training state, if there is one."""
         tree = None if self.run.noreload else self.store.load_part(self.name)
         if tree is None:
+            self.log.rewind(-1)
             return
         grown = continuing.grown(self.name, tree["parents"], self.parents)
         try:
@@ -186,7 +180,8 @@ class _Training:
         self.module.load_state_dict(self.best)
         self.module.eval()
         best = math.nan if p.best is None else p.best
-        return FitResult(best, p.best_step, p.step, p.ended or "all steps made", self.precision, p.seconds)
+        ended = p.ended or (continuing.ALL if self.over() else "the minutes were over")
+        return FitResult(best, p.best_step, p.step, ended, self.over(), self.precision, p.seconds)
 
     # --- the loop
 
@@ -198,7 +193,9 @@ class _Training:
         """Make the steps that are left."""
         p = self.progress
         if self.over() and p.validated == p.step:
-            self.log.say(f"{self.name} is trained: {p.step} steps ({p.ended or 'all'}); more --steps continue it")
+            self.log.say(
+                f"{self.name} is trained: {p.step} steps ({p.ended or continuing.ALL}); more --steps continue it"
+            )
             return
         if not self.precision:
             self.begin(batches)
@@ -254,8 +251,12 @@ class _Training:
         began = time.monotonic()
         self.log.detail(f"validating {self.name} at step {p.step}")
         self.module.eval()
-        with torch.no_grad():
-            metrics = self.validate()
+        try:
+            with torch.no_grad():
+                metrics = self.validate()
+        except Stopped:
+            self.save()
+            raise
         if not math.isfinite(metrics["loss"]):
             self.gauge.fail(f"the validation loss is {metrics['loss']} at step {p.step}")
         scale = p.scale

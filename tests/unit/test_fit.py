@@ -209,6 +209,17 @@ def test_a_signal_saves_and_stops_and_the_same_call_continues(go: Go, store: Sto
     assert rest.losses - rest.validations == SETTINGS.steps - made  # no step was made twice
 
 
+def test_a_signal_during_validation_is_obeyed_there(go: Go, store: Store, finished: Any) -> None:
+    def validate() -> dict[str, float]:
+        raise Stopped(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        go(Toy(), validate=validate)
+    assert state(store)["progress"]["step"] == 5
+    go(Toy(seed=5))
+    assert same(state(store), finished[0])
+
+
 def test_steps_are_not_made_again_after_the_end(go: Go, finished: Any, store: Store) -> None:
     go(Toy())
     toy = Toy(seed=3)

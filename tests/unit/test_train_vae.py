@@ -51,11 +51,15 @@ def dataset(folder: Path, lengths: tuple[int, ...] = LENGTHS, side: int = 32) ->
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Pipeline:
-    dataset(tmp_path / "data")
+    return pipeline(tmp_path)
+
+
+def pipeline(folder: Path) -> Pipeline:
+    dataset(folder / "data")
     return parse(
         {
             "name": "toy",
-            "data": str(tmp_path / "data"),
+            "data": str(folder / "data"),
             "validation": 0.3,
             "env": {"id": "toy", "size": 32},
             "representation": {"kind": "vae", "latent": 3},
@@ -67,6 +71,15 @@ def pipe(tmp_path: Path) -> Pipeline:
 @pytest.fixture
 def store(tmp_path: Path, pipe: Pipeline) -> Store:
     return Store(tmp_path / "run", pipe)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A finished stage, for tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = Store(folder / "run", pipeline(folder))
+    go(done)
+    return done
 
 
 def go(store: Store, pipe: Pipeline | None = None, run: Run = RUN) -> None:
@@ -102,21 +115,19 @@ def test_a_batch_depends_on_its_number_alone(tmp_path: Path) -> None:
     assert not torch.equal(other.obs, late.obs)
 
 
-def test_it_makes_an_artifact_that_can_be_rebuilt(store: Store, pipe: Pipeline) -> None:
-    go(store)
-    made = store.load("vae")
+def test_it_makes_an_artifact_that_can_be_rebuilt(finished: Store) -> None:
+    made = finished.load("vae")
     assert made.component == {"kind": "vae", "latent": 3, "beta": 1.0, "free_nats": 0.0, "flip": False}
-    assert made.parents == {"data": Episodes(pipe.data).hash}
+    assert made.parents == {"data": Episodes(finished.data).hash}
     assert made.facts["steps"] == 6
-    module, hash_ = store.component("vae")
+    module, hash_ = finished.component("vae")
     assert hash_ == made.hash
     assert module.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 2, 3)
     assert not module.training
 
 
-def test_pictures_of_reconstructions_and_samples(store: Store) -> None:
-    go(store)
-    folder = store.logdir / "images/train-vae"
+def test_pictures_of_reconstructions_and_samples(finished: Store) -> None:
+    folder = finished.logdir / "images/train-vae"
     assert sorted(p.name for p in folder.iterdir()) == [
         f"{what}-{step:06d}.png" for what in ("reconstructions", "samples") for step in (3, 6)
     ]
@@ -124,9 +135,11 @@ def test_pictures_of_reconstructions_and_samples(store: Store) -> None:
     assert sheet.shape == (4 * (32 + GAP) - GAP, 8 * (32 + GAP) - GAP, 3)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, pipe: Pipeline) -> None:
-    hashes = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    tmp_path: Path, pipe: Pipeline, finished: Store
+) -> None:
+    hashes = [finished.load("vae").hash]
+    for name, seed in (("b", 1), ("c", 2)):
         other = Store(tmp_path / name, dataclasses.replace(pipe, seed=seed))
         go(other)
         hashes.append(other.load("vae").hash)
@@ -134,9 +147,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 
 def test_a_stopped_stage_continues_to_the_same_bytes(
-    tmp_path: Path, pipe: Pipeline, store: Store, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pipe: Pipeline, finished: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go(store)
     other = Store(tmp_path / "other", pipe)
     step = fitting._Training.step
 
@@ -152,7 +164,7 @@ def test_a_stopped_stage_continues_to_the_same_bytes(
     monkeypatch.setattr(interrupts, "_pending", None)
     monkeypatch.setattr(fitting._Training, "step", step)
     go(other)
-    assert other.load("vae").hash == store.load("vae").hash
+    assert other.load("vae").hash == finished.load("vae").hash
 
 
 def test_a_second_call_makes_no_step(store: Store) -> None:
@@ -161,6 +173,19 @@ def test_a_second_call_makes_no_step(store: Store) -> None:
     go(store)
     assert store.load("vae").hash == before
     assert "vae is trained: 6 steps" in (store.logdir / "logs/train-vae.log").read_text()
+
+
+def test_a_copied_logdir_without_training_state(store: Store, pipe: Pipeline) -> None:
+    go(store)
+    store.drop_part("vae")
+    go(store)
+    assert not store.part("vae").exists()  # nothing was trained
+    longer = dataclasses.replace(pipe.fit.vae, steps=9)
+    more = dataclasses.replace(pipe, fit=dataclasses.replace(pipe.fit, vae=longer))
+    with pytest.raises(ArtifactError, match=r"vae\.part\.h5 is missing: without it .* --noreload"):
+        go(store, more)
+    go(store, more, dataclasses.replace(RUN, noreload=True))
+    assert store.load("vae").facts["steps"] == 9
 
 
 def test_more_steps_continue(store: Store, pipe: Pipeline) -> None:
@@ -191,8 +216,8 @@ def test_pixels_have_nothing_to_train(store: Store, pipe: Pipeline) -> None:
     assert module.latent.shape == (3, 32, 32)
 
 
-def test_a_shared_representation_is_referred_to(store: Store, pipe: Pipeline, tmp_path: Path) -> None:
-    go(store)
+def test_a_shared_representation_is_referred_to(finished: Store, pipe: Pipeline, tmp_path: Path) -> None:
+    store = finished
     other = Store(tmp_path / "other", dataclasses.replace(pipe, representation={"from": str(store.path("vae"))}))
     go(other, other.pipe)
     assert other.path("vae").stat().st_size < 20_000
@@ -200,8 +225,8 @@ def test_a_shared_representation_is_referred_to(store: Store, pipe: Pipeline, tm
     assert other.component("vae")[1] == store.load("vae").hash
 
 
-def test_a_shared_representation_of_other_frames_is_refused(store: Store, pipe: Pipeline, tmp_path: Path) -> None:
-    go(store)
+def test_a_shared_representation_of_other_frames_is_refused(finished: Store, pipe: Pipeline, tmp_path: Path) -> None:
+    store = finished
     dataset(tmp_path / "large", (4, 4), side=64)
     large = {"representation": {"from": str(store.path("vae"))}, "data": str(tmp_path / "large")}
     env = dataclasses.replace(pipe.env, size=64)
@@ -224,9 +249,8 @@ def test_without_data_it_says_so(store: Store, pipe: Pipeline, tmp_path: Path) -
         go(Store(store.logdir, dataclasses.replace(pipe, data=str(tmp_path / "none"))))
 
 
-def test_metrics_are_written(store: Store) -> None:
-    go(store)
-    lines = [json.loads(line) for line in (store.logdir / "metrics/train-vae.jsonl").read_text().splitlines()]
+def test_metrics_are_written(finished: Store) -> None:
+    lines = [json.loads(line) for line in (finished.logdir / "metrics/train-vae.jsonl").read_text().splitlines()]
     names = {name for line in lines for name in line}
     assert {"eval/loss", "eval/reconstruction", "eval/kl"} <= names
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmrl import artifact, seeding
+from wmrl import artifact, continuing, interrupts, seeding
 from wmrl.config import build, resolved
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ContractError
@@ -39,16 +39,21 @@ def train_vae(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     if "from" in pipe.representation:
         _refer(pipe.representation["from"], episodes, store, log)
         return
+    if not run.noreload and continuing.settled(store, NAME, pipe.fit.vae.steps, {"data": episodes.lineage()}):
+        log.say(f"{store.path(NAME)} is complete: nothing to do")
+        return
     module = fresh(pipe, episodes).to(run.device)
-    facts: dict[str, Any] = {"steps": 0}
+    facts: dict[str, Any] = {}
     if hasattr(module, "loss"):
         facts = _fit(module, pipe, episodes, store, log, run)
     else:
         log.say(f"representation {pipe.representation['kind']!r} has nothing to train")
     component = resolved(REPRESENTATIONS, pipe.representation, "representation")
-    made = artifact.of(module, NAME, component, (episodes.observation,), parents={"data": episodes.hash}, facts=facts)
+    parents = {"data": episodes.hash}
+    made = artifact.of(module, NAME, component, (episodes.observation,), parents=parents, facts=facts)
     store.save(NAME, made)
-    log.result({"stage": "train-vae", "artifact": str(store.path(NAME)), **facts})
+    log.say(f"saved {store.path(NAME)}")
+    log.result({"stage": "train-vae", "artifact": str(store.path(NAME)), "hash": made.hash, **facts})
 
 
 def fresh(pipe: Pipeline, episodes: Episodes) -> Any:
@@ -143,7 +148,7 @@ def _fit(module: Any, pipe: Pipeline, episodes: Episodes, store: Store, log: Log
         parents={"data": episodes.lineage()},
         watch=lambda step: draw(module, fixed[0], step, pipe.seed, log, run.device),
     )
-    return {**result.facts(), "validation": {"loss": result.best}}
+    return {"steps": result.steps, "fit": result.facts(), "validation": evaluate(module, fixed, pipe.seed, run.device)}
 
 
 def _validation(episodes: Episodes, valid: np.ndarray, pipe: Pipeline) -> list[Batch]:
@@ -159,6 +164,7 @@ def evaluate(module: Any, fixed: list[Batch], seed: int, device: str) -> dict[st
     """The mean loss and its parts over the fixed batches; each draws the same noise every time."""
     totals: dict[str, float] = {}
     for k, batch in enumerate(fixed):
+        interrupts.check()
         rng = seeding.generator(seed, NAME, "valid", k, device=device)
         loss, metrics = module.loss(batch.to(device), rng=rng)
         for key, value in {"loss": loss, **metrics}.items():
