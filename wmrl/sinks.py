@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,11 +69,12 @@ class Guarded:
         if self._dead:
             return
         try:
-            if self._sink is None:
-                self._sink = self._make()
-                if self._rewound is not None:
-                    self._sink.rewind(self._rewound)
-            getattr(self._sink, method)(*args)
+            with contextlib.redirect_stdout(sys.stderr):  # trackers chat, and stdout is for results
+                if self._sink is None:
+                    self._sink = self._make()
+                    if self._rewound is not None:
+                        self._sink.rewind(self._rewound)
+                getattr(self._sink, method)(*args)
         except Exception as error:  # noqa: BLE001  a sink is foreign code: whatever it raises, the run goes on without it
             self._dead = True
             self._warn(f"{self.name} failed and is left out from here on: {type(error).__name__}: {error}")

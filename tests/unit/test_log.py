@@ -155,6 +155,24 @@ def test_a_failing_sink_warns_once_and_the_run_goes_on(tmp_path, capsys, monkeyp
     assert len(read_metrics(tmp_path / "metrics" / "s.jsonl")) == 3
 
 
+class Chatty:
+    def metrics(self, step, values):
+        print("* project initialised")
+
+    def close(self):
+        print("* finished")
+
+
+def test_a_chatty_sink_leaves_stdout_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sinks.TRACKERS, "trackio", lambda stage, logdir: Chatty())
+    monkeypatch.setattr("wmrl.log.installed", lambda module: module == "trackio")
+    with Log("s", tmp_path, track="trackio", as_json=True) as log:
+        log.metrics(0, {"a": 0})
+        log.result({"ok": True})
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert "* finished" in lines(tmp_path)
+
+
 def test_a_tracker_that_is_not_installed_warns_with_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("wmrl.log.installed", lambda module: False)
     with Log("s", tmp_path, track="wandb") as log:
