@@ -93,7 +93,7 @@ def extras() -> Iterator[Finding]:
     """The optional packages, and what they give."""
     for extra, (module, gives) in EXTRAS.items():
         if importlib.util.find_spec(module) is not None:
-            yield Finding("extra", "ok", f"{extra} {_version(extra)}: {gives}")
+            yield Finding("extra", "ok", f"{extra} ({module} {_version(module)}): {gives}")
         else:
             yield Finding("extra", "note", f"{extra} is not installed: {gives}", f"pip install 'wmrl[{extra}]'")
 
@@ -221,12 +221,13 @@ REQUIRED = {
 """Distribution -> the module that shows whether it works."""
 
 EXTRAS = {
+    "curves": ("matplotlib", "wmrl render --curves"),
     "tensorboard": ("tensorboard", "curves in TensorBoard, written by every stage"),
     "wandb": ("wandb", "--track wandb"),
     "trackio": ("trackio", "--track trackio"),
     "minari": ("minari", "wmrl data import and export of Minari datasets"),
 }
-"""Extra, which is also the distribution -> module, what it is for."""
+"""Extra -> the package that it brings (distribution and module), what it is for."""
 
 
 def _version(name: str) -> str:
