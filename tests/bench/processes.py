@@ -1,0 +1,93 @@
+"""Rows about whole processes: peak memory of every stage on a large dataset, and how quickly `wmrl --help` answers."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from workbench import Bench, Row, middle
+
+from wmrl.data import shards
+
+WMRL = str(Path(sys.executable).with_name("wmrl"))
+EPISODES = 1000
+FRESH = 16
+"""Episodes that are really played, twice: 1,000 x 1,000 steps would take many minutes."""
+
+
+def memory(bench: Bench, wanted: str) -> Iterator[Row]:
+    """Row h: peak memory of each stage's process on a dataset of 1,000 episodes of 1,000 steps."""
+    data, logdir = bench.folder / "thousand", bench.folder / "memory"
+    bench.note(f"peak memory of each stage on {EPISODES} episodes")
+    _link(bench, data)
+    for stage, words in STAGES.items():
+        peak, seconds = _peak(bench, ["train-controller" if stage == "dreams" else stage, *words], data, logdir)
+        detail = f"{seconds:.0f} s" + ("; " + _size(data) if stage == "generate" else "")
+        yield Row(f"h  peak memory of {stage}", peak, 3.0, at_most=True, unit=" GB", detail=detail)
+
+
+ONE_CHECK = ["--generations", "1", "--set", "trainer.validation_episodes=1"]
+STAGES = {
+    "generate": ["--rollouts", str(EPISODES)],
+    "train-vae": ["--steps", "20", "--set", "fit.vae.validate_every=10"],
+    "train-dynamics": ["--steps", "60", "--set", "fit.dynamics.validate_every=30"],
+    "train-controller": ["--pop-size", "8", "--n-samples", "8", *ONE_CHECK, "--set", "trainer.abort=60"],
+    "test-controller": ["--episodes", "2", "--max-steps", "200"],
+    "render": [],
+    "dreams": ["--where", "dream", "--noreload", *ONE_CHECK, "--set", "trainer.dream_steps=100"],
+}
+
+
+def _link(bench: Bench, data: Path) -> None:
+    """All shards but the last ones, as links to two that were really played; `wmrl generate` then makes the rest."""
+    source = bench.folder / "sixteen"
+    _wmrl(bench, ["generate", "--rollouts", str(FRESH)], source, bench.folder / "linking")
+    played = shards.scan(source)
+    each = played[0].count
+    data.mkdir()
+    for k, first in enumerate(range(0, EPISODES - FRESH, each)):
+        name = shards.Name(first, min(each, EPISODES - FRESH - first))
+        os.link(source / played[k % len(played)].file, data / name.file)
+
+
+def _peak(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> tuple[float, float]:
+    """Peak resident memory in GB (the process and, separately, its largest child), and seconds."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        _command(words, data, logdir), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"wmrl {' '.join(words)} exited {process.returncode}: {said[-600:]}")
+    return usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - began
+
+
+def _wmrl(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> None:
+    subprocess.run(_command(words, data, logdir), cwd=bench.folder, check=True, capture_output=True)
+
+
+def _command(words: Sequence[str], data: Path, logdir: Path) -> list[str]:
+    return [WMRL, words[0], "carracing-mdnrnn", "--data", str(data), "--logdir", str(logdir), *words[1:]]
+
+
+def _size(data: Path) -> str:
+    index = shards.read_complete(data)
+    return f"{len(index.lengths):,} episodes, {int(index.lengths.sum()):,} steps"
+
+
+def help_(bench: Bench, wanted: str) -> Iterator[Row]:
+    """Row i: seconds until `wmrl --help` has answered, and whether torch was imported for it."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([WMRL, "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    yield Row("i  wmrl --help", middle(seconds), 0.4, at_most=True, unit=" s", detail="median of 5")
+    code = "import sys; from wmrl.cli import main\ntry: main(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+    yield Row("i  torch imported by wmrl --help", float(loaded), 0, at_most=True, detail="1: yes")
