@@ -137,6 +137,8 @@ class PixelEnv(ABC):
         action = np.asarray(action, np.float32)
         self._check(action, ids)
         out: Outcome = self._guard(self._advance, self.native_action(action), ids)
+        if not np.isfinite(out.reward).all():
+            raise UserError(f"{self.info['id']} gave a reward that is not a finite number")
         self._steps[ids] += 1
         over = self._steps[ids] >= self.max_steps if self.max_steps else np.zeros(len(ids), bool)
         truncated = (out.truncated | over) & ~out.terminated

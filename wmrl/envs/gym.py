@@ -1,6 +1,5 @@
 """What gymnasium knows of an id, and whether we can show and steer it."""
 
-import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting would go to stdout
+if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # rendering to arrays needs no screen; SDL would complain
 
 import gymnasium
 import numpy as np
@@ -15,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from wmrl.envs.actions import ActionMap
 from wmrl.envs.board import Layout
-from wmrl.envs.names import canonical, is_atari
+from wmrl.envs.names import canonical, is_atari, versions
 from wmrl.envs.pixels import image_size, layout
 from wmrl.envs.worker import Plan, prepare
 from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
@@ -148,7 +149,7 @@ def _versions(spec: EnvSpec) -> dict[str, str]:
     packages = ["gymnasium", "numpy", "opencv-python-headless"]
     packages += ["box2d"] if "box2d" in entry else []
     packages += ["ale-py"] if entry.startswith("ale_py") else []
-    return {package: importlib.metadata.version(package) for package in packages}
+    return versions(*packages)
 
 
 def _line(error: BaseException) -> str:

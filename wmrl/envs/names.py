@@ -1,5 +1,6 @@
 """Which game an id means: old names, and what is known of a game beyond gymnasium's registry."""
 
+import importlib.metadata
 import re
 
 STATUS_BAR = {"CarRacing-v3": 12 / 96}
@@ -32,3 +33,14 @@ def fast(env_id: str) -> bool:
 def is_atari(env_id: str) -> bool:
     """Whether ale-py has to be registered for this id."""
     return env_id.startswith("ALE/") or _OLD_ATARI.fullmatch(env_id) is not None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages, for provenance; what is not installed under this name is left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -7,7 +7,6 @@ never reached, because an ended slot is never stepped; `reset(seed=...)` has no 
 """
 
 import difflib
-import importlib.metadata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import numpy as np
 
 from wmrl.envs.actions import ActionMap
 from wmrl.envs.base import Outcome, PixelEnv
-from wmrl.envs.names import canonical
+from wmrl.envs.names import canonical, versions
 from wmrl.envs.pixels import image_size, layout, rgb
 from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Env
@@ -56,7 +55,11 @@ class PoolEnv(PixelEnv):
             native=native,
             limit=limit,
             fps=FPS.get(self._id, 30.0),
-            info={"backend": "envpool", "pixels": "observation", "versions": _versions("envpool", "gymnasium")},
+            info={
+                "backend": "envpool",
+                "pixels": "observation",
+                "versions": versions("envpool", "gymnasium", "numpy", "opencv-python-headless"),
+            },
         )
         self._pools: list[Pool] = []
         self._last = np.zeros((n, *native, 3), np.uint8)
@@ -174,7 +177,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered.*")
         yield
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in packages}
