@@ -139,6 +139,16 @@ def test_full_and_diagonal_replays_agree_with_one_pass() -> None:
         np.testing.assert_array_equal(again, expected)
 
 
+def test_a_replay_that_differs_is_told() -> None:
+    toy, said = Toy(), []
+    _train(toy, Evolve(**SMALL, generations=3))
+    _train(toy, Evolve(**SMALL, generations=3), say=said.append)
+    assert not any("away" in text for text in said) and any("replaying" in text for text in said)
+    toy.tree["fitness"] = toy.tree["fitness"][:, ::-1].copy()
+    _train(toy, Evolve(**SMALL, generations=3), say=said.append)
+    assert any("away from the search" in text for text in said)
+
+
 def test_the_target_ends_the_search_early() -> None:
     toy = Toy()
     _, facts = _train(toy, Evolve(**SMALL, generations=60, sigma=0.3, target_return=-1.0))

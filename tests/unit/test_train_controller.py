@@ -10,7 +10,7 @@ from wmrl import artifact, envs
 from wmrl.config import build, resolved
 from wmrl.data.shards import Episode, complete, write_shard
 from wmrl.dynamics import DYNAMICS
-from wmrl.errors import ContractError, UserError
+from wmrl.errors import ArtifactError, ContractError, UserError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline, parse
 from wmrl.representations import REPRESENTATIONS
@@ -182,6 +182,18 @@ def test_called_again_it_does_nothing_and_more_generations_go_on(pipe, tmp_path)
     longer = parse({**table, "trainer": {**table["trainer"], "generations": 6}})
     assert _run(longer, tmp_path)[1].facts["history"]["generation"].tolist() == [1, 2, 3, 4, 5, 6]
     assert _run(pipe, tmp_path, noreload=True)[1].hash == made.hash
+
+
+def test_a_copied_logdir_without_training_state_is_complete_but_cannot_grow(pipe, tmp_path) -> None:
+    store, made = _run(pipe, tmp_path)
+    store.drop_part("controller")
+    Toy.made = 0
+    assert _run(pipe, tmp_path)[1].hash == made.hash and Toy.made == 0
+    table = pipe.table()
+    longer = parse({**table, "trainer": {**table["trainer"], "generations": 6}})
+    with pytest.raises(ArtifactError, match="--noreload"):
+        _run(longer, tmp_path)
+    assert store.load("controller").hash == made.hash
 
 
 def test_in_the_dream_no_environment_is_made(pipe, tmp_path) -> None:

@@ -17,7 +17,7 @@ from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
 from wmrl.data.windows import windows
 from wmrl.dream import Dream, Dreamer
-from wmrl.errors import ContractError
+from wmrl.errors import ArtifactError, ContractError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.rollout import Agent, Policy, Rollouts, play
@@ -118,8 +118,10 @@ class Progress:
         choices = {"environments": alive, "torch_threads": torch.get_num_threads()}
         part = None if run.noreload else store.load_part(NAME)
         if part is None:
-            log.rewind(-1)
-            return cls(store, parents, trainer, choices)
+            complete = not run.noreload and store.exists(NAME) and _settled(store, parents, trainer)
+            if not complete:
+                log.rewind(-1)
+            return cls(store, parents, trainer, choices, complete=complete)
         may_be = {name: [hash_] for name, hash_ in parents.items()} | {"data": lineage}
         if continuing.grown(NAME, part["parents"], may_be):
             log.say("episodes were added since the search began; they change where dreams begin, nothing else")
@@ -152,6 +154,16 @@ class Progress:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> bool:
+    """Whether nothing is left to do, though the training state is gone (the logdir was copied)."""
+    made = store.load(NAME)
+    if made.parents == parents and made.facts["trainer"] == trainer:
+        return True
+    raise ArtifactError(
+        f"{store.part(NAME)} is missing: without it {store.path(NAME)} cannot be trained on; begin anew with --noreload"
+    )
 
 
 def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple[int, ...]:

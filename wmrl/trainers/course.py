@@ -40,6 +40,7 @@ class Course:
 
     Args:
         x0: (n,) where it began.
+        mean: (n,) the distribution's mean after the last generation.
         best: (n,) the mean that validated best; x0 before the first validation.
         best_return: Its mean validation return.
         steps: Environment steps of all finished generations.
@@ -52,6 +53,7 @@ class Course:
     """
 
     x0: np.ndarray
+    mean: np.ndarray
     best: np.ndarray
     best_return: float = -np.inf
     steps: int = 0
@@ -65,7 +67,7 @@ class Course:
     @classmethod
     def begin(cls, x0: np.ndarray) -> Self:
         """A search that begins at x0."""
-        return cls(x0, x0)
+        return cls(x0, x0, x0)
 
     def add(self, check: Check, mean: np.ndarray) -> None:
         """Note a validation; its mean becomes the best if it is."""
@@ -77,6 +79,7 @@ class Course:
         """The course as a tree of arrays and numbers."""
         return {
             "x0": self.x0,
+            "mean": self.mean,
             "best": self.best,
             "best_return": float(self.best_return) if self.checks else None,
             "steps": self.steps,
@@ -99,6 +102,7 @@ class Course:
         kept = zip(tree["kept_generations"], tree["kept"], strict=True)
         return cls(
             tree["x0"],
+            tree["mean"],
             tree["best"],
             -np.inf if tree["best_return"] is None else tree["best_return"],
             int(tree["steps"]),

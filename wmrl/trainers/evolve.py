@@ -136,6 +136,11 @@ class _Search:
                 self.grounds.say(
                     f"continuing after generation {len(past)}: replaying it takes {each * len(past):.0f} s"
                 )
+        if not np.array_equal(self.strategy.mean, self.course.mean):
+            away = np.abs(self.strategy.mean - self.course.mean).max()
+            self.grounds.say(
+                f"the replay is {away:.1g} away from the search: another machine, version or thread count?"
+            )
 
     def _finished(self) -> bool:
         reached = bool(self.course.checks) and self.course.checks[-1].mean >= self.how.target_return
@@ -159,7 +164,7 @@ class _Search:
         self.strategy.tell(fitness)
         steps = int(scores.steps.sum())
         self.course.steps += steps
-        self.course.scores = None
+        self.course.scores, self.course.mean = None, self.strategy.mean
         row = Generation(k + 1, self.course.steps, self._seconds(), self.strategy.sigma, fitness)
         self.course.generations.append(row)
         if how.keep_every and (k + 1) % how.keep_every == 0:
