@@ -7,6 +7,7 @@ also keeps our actions (as `infos`) and what shards say of their making: importi
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
     to_theirs = action_map(_action_space(episodes), str(episodes.env.get("id"))).native_action
     ours = {"meta": _bare(episodes.meta), "per_shard": episodes.names[0].count}
     try:
-        made = minari.create_dataset_from_buffers(
+        made = _quietly(
+            minari.create_dataset_from_buffers,
             dataset_id,
             [_buffer(episodes, 0, to_theirs)],
             observation_space=_observation_space(episodes),
@@ -116,6 +118,13 @@ def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
         made.storage.update_episodes([_buffer(episodes, number, to_theirs)])
     made.storage.update_metadata({OURS: json.dumps(ours, sort_keys=True)})
     return Path(made.storage.data_path)
+
+
+def _quietly(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    """Without Minari's advice to give authors and links, which a private conversion does not need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call(*args, **more)
 
 
 def _bare(meta: dict[str, Any]) -> dict[str, Any]:

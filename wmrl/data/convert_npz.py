@@ -8,6 +8,7 @@ limit from an end of the game: an episode that ends at the environment's limit c
 
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,12 @@ def _shifted(column: np.ndarray) -> np.ndarray:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ArtifactError(f"{path} is no rollout: it is damaged, or no npz file")
     try:
         with np.load(path) as file:  # unpickles nothing, by its default
             arrays = {key: file[key] for key in KEYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(f"{path} is no rollout with {', '.join(KEYS)}: {error}") from error
     obs, count = arrays["observations"], len(arrays["observations"])
     if obs.ndim != 4 or obs.dtype != np.uint8 or count < 2:
