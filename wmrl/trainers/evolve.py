@@ -126,7 +126,11 @@ class _Search:
             self._validate(hurry=False)
 
     def _replay(self) -> None:
-        past = self.course.generations
+        how, past = self.how, self.course.generations
+        self.grounds.say(
+            f"searching {len(self.course.x0)} parameters: {how.population} candidates x {how.samples} episodes, "
+            f"up to {how.generations} generations"
+        )
         for k, row in enumerate(past):
             began = time.monotonic()
             self.strategy.ask()
@@ -159,7 +163,7 @@ class _Search:
         seeds = np.array([number(self.grounds.seed, "train", k, i) for i in range(how.samples)])
         scores = self.course.scores or Scores.empty(how.population, how.samples)
         self.course.scores = scores
-        began = time.monotonic()
+        began, before = time.monotonic(), int(scores.steps.sum())
         fitness = self._fitness(candidates, seeds, scores)
         self.strategy.tell(fitness)
         steps = int(scores.steps.sum())
@@ -169,7 +173,7 @@ class _Search:
         self.course.generations.append(row)
         if how.keep_every and (k + 1) % how.keep_every == 0:
             self.course.kept.append((k + 1, self.strategy.mean))
-        self._tell_generation(row, steps / max(time.monotonic() - began, 1e-9))
+        self._tell_generation(row, (steps - before) / max(time.monotonic() - began, 1e-9))
         self._save()
 
     def _fitness(self, candidates: np.ndarray, seeds: np.ndarray, scores: Scores) -> np.ndarray:
