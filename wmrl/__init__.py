@@ -1,3 +1,3 @@
-"""World models in reinforcement learning: generate, train-vae, train-dynamics, train-controller, test-controller, render."""
+"""World models in reinforcement learning, as one staged workflow."""
 
 __version__ = "0.1.0"

@@ -147,11 +147,11 @@ def _at(where: str, key: str) -> str:
 
 
 def _cast(value: Any, want: Any, where: str, default: Any) -> Any:
-    table = next((a for a in (want, *typing.get_args(want)) if dataclasses.is_dataclass(a)), None)
+    table: Any = next((a for a in (want, *typing.get_args(want)) if dataclasses.is_dataclass(a)), None)
     if table is not None and isinstance(value, Mapping):
         bound = bind(table, value, where)
-        base = default if dataclasses.is_dataclass(default) else None
-        return dataclasses.replace(base, **bound) if base is not None else table(**bound)
+        given = dataclasses.is_dataclass(default) and not isinstance(default, type)
+        return dataclasses.replace(default, **bound) if given else table(**bound)
     return _validate(value, want, where)
 
 

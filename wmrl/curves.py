@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmrl.errors import ArtifactError, missing_extra
-from wmrl.sinks import installed, read_metrics
+from wmrl.errors import ArtifactError
+from wmrl.sinks import read_metrics
 
 Curve = tuple[list[float], list[float]]
 ACROSS = 3  # plots in a row
@@ -30,10 +30,8 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     """Draw the curves of all metrics of `logdirs`, overlaid, as a PNG at `path`.
 
     Raises:
-        ArtifactError: if there are no metrics, or matplotlib is not installed.
+        ArtifactError: if there are no metrics.
     """
-    if not installed("matplotlib"):
-        raise missing_extra("curves", "matplotlib")
     runs = {label(logdir, logdirs): collect(logdir) for logdir in logdirs}
     names = sorted({name for curves in runs.values() for name in curves})
     if not names:

@@ -217,11 +217,11 @@ REQUIRED = {
     "rich": "rich",
     "typer": "typer",
     "imageio-ffmpeg": "imageio_ffmpeg",
+    "matplotlib": "matplotlib",
 }
 """Distribution -> the module that shows whether it works."""
 
 EXTRAS = {
-    "curves": ("matplotlib", "wmrl render --curves"),
     "tensorboard": ("tensorboard", "curves in TensorBoard, written by every stage"),
     "wandb": ("wandb", "--track wandb"),
     "trackio": ("trackio", "--track trackio"),

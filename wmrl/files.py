@@ -62,7 +62,7 @@ def atomic_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def open(path: Path, *, role: str | None = None, verify: bool = True) -> Iterator[h5py.File]:  # noqa: A001
+def open(path: Path, *, role: str | None = None, verify: bool = True) -> Iterator[h5py.File]:
     """Open a sealed file for reading.
 
     Args:

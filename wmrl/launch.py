@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wmrl import files
+from wmrl.agreement import check_components
 from wmrl.errors import ConfigError
 from wmrl.log import Log
-from wmrl.pipeline import STORED
 from wmrl.run import Run, cores
 from wmrl.session import Session
-from wmrl.store import Store, check_components
+from wmrl.sources import STORED
+from wmrl.store import Store
 
 
 def launch(

@@ -5,21 +5,15 @@ checks every key; the tables of components (`representation`, `dynamics`, ...) a
 callable that their `kind` names.
 """
 
-import copy
 import dataclasses
-import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from wmrl import config
-from wmrl.errors import ArtifactError, ConfigError
-
-DEFAULT = "carracing-mdnrnn"
-STORED = "pipeline.json"
-"""The name under which a logdir keeps the pipeline that it was made with."""
+from wmrl.errors import ConfigError
+from wmrl.sources import DEFAULT, read, with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,18 +169,6 @@ def load(source: str | Path | None, overrides: Iterable[str] = ()) -> Pipeline:
     return parse({"name": name, **with_overrides(table, overrides)})
 
 
-def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of `table` with overrides "a.b=c" applied.
-
-    Raises:
-        ConfigError: for an override of another form.
-    """
-    table = copy.deepcopy(table)
-    for override in overrides:
-        _set(table, override)
-    return table
-
-
 def parse(table: Mapping[str, Any]) -> Pipeline:
     """Check a table and make a pipeline of it.
 
@@ -198,31 +180,6 @@ def parse(table: Mapping[str, Any]) -> Pipeline:
     pipe = dataclasses.replace(pipe, data=data)
     _check(pipe)
     return pipe
-
-
-def read(source: str) -> tuple[str, dict[str, Any]]:
-    """The name and the raw table of a pipeline.
-
-    Raises:
-        ConfigError: if there is no such pipeline, or it is no TOML.
-        ArtifactError: if `source` is a folder without a stored pipeline.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return _stored(path)
-    if path.suffix == ".toml":
-        return path.stem, _toml(path)
-    found = [folder / f"{source}.toml" for folder in _folders() if (folder / f"{source}.toml").exists()]
-    if found:
-        return source, _toml(found[0])
-    if source == DEFAULT:
-        return source, {"representation": {"kind": "vae"}}
-    raise ConfigError(f"there is no pipeline {source!r} in pipelines/{config.hint(source, names())}")
-
-
-def names() -> list[str]:
-    """The names of all pipelines in `pipelines/`."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
 
 
 def slug(env_id: str) -> str:
@@ -241,67 +198,6 @@ def logdir_of(pipe: Pipeline, own_env: str | None = None) -> Path:
     """
     middle = [slug(pipe.env.id)] if own_env not in (None, pipe.env.id) else []
     return Path("runs", pipe.name, *middle, f"seed-{pipe.seed}")
-
-
-def _folders() -> list[Path]:
-    return [Path("pipelines"), Path(__file__).resolve().parent.parent / "pipelines"]
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"there is no pipeline file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def _stored(logdir: Path) -> tuple[str, dict[str, Any]]:
-    table = dict(_kept(logdir)["pipeline"])
-    return table.pop("name"), table
-
-
-def stored_sets(logdir: Path) -> list[str]:
-    """The overrides that were given in a logdir.
-
-    Raises:
-        ArtifactError: if it holds no pipeline, or a damaged one.
-    """
-    return _kept(logdir)["set"]
-
-
-def _kept(logdir: Path) -> dict[str, Any]:
-    try:
-        kept = json.loads((logdir / STORED).read_text())
-        if not isinstance(kept["pipeline"]["name"], str) or not all(isinstance(s, str) for s in kept["set"]):
-            raise ValueError("it is no pipeline")
-    except FileNotFoundError:
-        raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
-    return kept
-
-
-def _set(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set takes a.b=c, got {override!r}")
-    *path, last = key.strip().split(".")
-    for part in path:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{key.strip()}: {part!r} is a value, not a table")
-    value = _value(text.strip())
-    if last == "kind" and table.get("kind") != value:
-        table.clear()  # the arguments of another kind mean nothing to this one
-    table[last] = value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _check(pipe: Pipeline) -> None:

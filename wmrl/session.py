@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmrl import pipeline
-from wmrl.pipeline import STORED, Pipeline
+from wmrl import pipeline, sources
+from wmrl.pipeline import Pipeline
+from wmrl.sources import STORED
 
 LAST = Path("runs", ".last")
 """Keeps the logdir used last, for a stage that is called without a pipeline and without a logdir."""
@@ -65,7 +66,7 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
         ArtifactError: if a stored pipeline is damaged.
     """
     source, logdir = _source(asked)
-    name, table = pipeline.read(source)
+    name, table = sources.read(source)
     own_env = pipeline.parse({"name": name, **table}).env.id
     sets = (*asked.sets, *flags_as_sets(asked.flags))
     pipe = _override(name, table, asked.data, sets, own_env)
@@ -73,7 +74,7 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
     if not (folder / STORED).exists():
         return Session(pipe, folder, sets)
     begins = writes if anew else None
-    sets = _merged(pipeline.stored_sets(folder), sets, begins)
+    sets = _merged(sources.stored_sets(folder), sets, begins)
     pipe = _override(name, table, asked.data, sets, own_env)
     return Session(_continue(folder, pipe, begins), folder, sets)
 
@@ -99,25 +100,25 @@ def _source(asked: Asked) -> tuple[str, Path | None]:
     if asked.pipeline is not None:
         return asked.pipeline, asked.logdir
     if asked.logdir is not None:
-        return (str(asked.logdir) if (asked.logdir / STORED).exists() else pipeline.DEFAULT), asked.logdir
+        return (str(asked.logdir) if (asked.logdir / STORED).exists() else sources.DEFAULT), asked.logdir
     if (recent := last()) is not None:
         sys.stderr.write(f"logdir: {recent} (used last; name another with --logdir)\n")
         return str(recent), recent
-    return pipeline.DEFAULT, None
+    return sources.DEFAULT, None
 
 
 def _merged(old: Iterable[str], new: Iterable[str], begins: str | None) -> tuple[str, ...]:
     """Old overrides, but for those of a stage that begins anew, then new ones; the last of each key."""
-    from wmrl import store
+    from wmrl import agreement
 
-    sections = store.SECTIONS[begins] if begins else ()
-    kept = [s for s in old if not store.holds(s.partition("=")[0].strip(), sections)]
+    sections = agreement.SECTIONS[begins] if begins else ()
+    kept = [s for s in old if not agreement.holds(s.partition("=")[0].strip(), sections)]
     return tuple({s.partition("=")[0].strip(): s for s in [*kept, *new]}.values())
 
 
 def _override(name: str, table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
     sets = list(sets)
-    moved = pipeline.with_overrides(table, sets)
+    moved = sources.with_overrides(table, sets)
     env = moved.get("env", {}).get("id", own_env)
     if data is not None:
         moved["data"] = str(data)
@@ -142,8 +143,8 @@ def _toml(value: Any) -> str:
 
 
 def _continue(folder: Path, pipe: Pipeline, anew: str | None) -> Pipeline:
-    from wmrl import store
+    from wmrl import agreement
 
     stored = pipeline.load(folder)
-    store.reconcile(folder, stored, pipe, anew)
+    agreement.reconcile(folder, stored, pipe, anew)
     return dataclasses.replace(pipe, name=stored.name)

@@ -11,7 +11,7 @@ Time, written once:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ Loss = tuple[Tensor, Metrics]
 
 @dataclass(frozen=True)
 class Space:
-    """What one observation or latent is: floats (or uint8 pixels) of `shape`, or, with `vocab`, tokens in [0, vocab)."""
+    """What one observation or latent is: floats (or uint8 pixels) of `shape`, or tokens in [0, vocab)."""
 
     shape: tuple[int, ...]
     vocab: int | None = None
@@ -57,8 +57,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: None if v is None else v.to(device) for k, v in moved.items()})
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: None if c is None else c.to(device) for name, c in columns.items()}
+        return Batch(**moved)
 
 
 class Step(NamedTuple):

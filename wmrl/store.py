@@ -9,8 +9,9 @@ LOGDIR/metrics/*.jsonl     logs/*.log     images/     videos/
 
 import contextlib
 import fcntl
+import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ import h5py
 from wmrl import artifact, config, files
 from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
-from wmrl.pipeline import STORED, Pipeline
+from wmrl.pipeline import Pipeline
+from wmrl.sources import STORED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,14 +32,8 @@ if TYPE_CHECKING:
 MAKERS = {"vae": "train-vae", "dynamics": "train-dynamics", "controller": "train-controller", "test": "test-controller"}
 """Artifact -> the command that makes it."""
 
-SECTIONS = {
-    "vae": ("representation", "fit.vae", "validation"),
-    "dynamics": ("dynamics", "fit.dynamics", "validation"),
-    "controller": ("controller", "trainer"),
-}
-"""Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
-
-MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
+WHERE = {"vae": "representation", "dynamics": "dynamics", "controller": "controller"}
+"""Artifact -> the table of the pipeline that describes it."""
 
 
 class Store:
@@ -240,8 +236,8 @@ def rebuild(made: Artifact, device: str = "cpu") -> "nn.Module":
     """
     import torch
 
-    where, registry = _registry(made.role)
-    module = config.build(registry, made.component, where, *made.given)
+    where = WHERE[made.role]
+    module = config.build(registry(where), made.component, where, *made.given)
     try:
         module.load_state_dict({name: torch.from_numpy(array) for name, array in made.tensors.items()})
     except RuntimeError as error:
@@ -249,85 +245,7 @@ def rebuild(made: Artifact, device: str = "cpu") -> "nn.Module":
     return module.to(device).requires_grad_(False).eval()
 
 
-def _registry(role: str) -> tuple[str, dict[str, str]]:
-    from wmrl.controllers import CONTROLLERS
-    from wmrl.dynamics import DYNAMICS
-    from wmrl.representations import REPRESENTATIONS
-
-    known = {
-        "vae": ("representation", REPRESENTATIONS),
-        "dynamics": ("dynamics", DYNAMICS),
-        "controller": ("controller", CONTROLLERS),
-    }
-    return known[role]
-
-
-def check_components(pipe: Pipeline) -> None:
-    """Check the tables of all components, so that a wrong key is an error now and not hours later.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    for where in config.GROUPS:
-        table = getattr(pipe, where)
-        if "from" not in table:
-            config.resolved(_registry_at(where), table, where)
-
-
-def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:
-    """Check that `asked` may continue what `stored` began in `logdir`.
-
-    Args:
-        logdir: The run's folder.
-        stored: The pipeline kept there.
-        asked: The pipeline of this call.
-        anew: The artifact that this call begins anew (`--noreload`), if any.
-
-    Raises:
-        ConfigError: naming the first key that differs and may not.
-    """
-    store = Store(logdir, stored)
-    held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
-    old, new = _flat(stored.table()), _flat(asked.table())
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
-            continue
-        if key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
-            continue
-        if _same_component(key, stored, asked):
-            continue
-        raise ConfigError(
-            f"{key}: {logdir} was begun with {old.get(key)!r}, this call says {new.get(key)!r}; "
-            "take another --logdir, or begin the stage anew with --noreload"
-        )
-
-
-def holds(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key of a pipeline lies in one of these sections."""
-    return any(key == s or key.startswith(f"{s}.") for s in sections)
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
-def _same_component(key: str, stored: Pipeline, asked: Pipeline) -> bool:
-    """Whether a differing key of a component's table is only a default spelt out."""
-    where = key.partition(".")[0]
-    tables = getattr(stored, where), getattr(asked, where)
-    if where not in config.GROUPS or any("kind" not in table for table in tables):
-        return False
-    full = [config.resolved(_registry_at(where), table, where) for table in tables]
-    name = key.partition(".")[2]
-    return full[0].get(name) == full[1].get(name)
-
-
-def _registry_at(where: str) -> dict[str, str]:
-    if where == "trainer":
-        from wmrl.trainers import TRAINERS
-
-        return TRAINERS
-    return _registry("vae" if where == "representation" else where)[1]
+def registry(where: str) -> dict[str, str]:
+    """The kinds of one of the tables "representation", "dynamics", "controller", "trainer"."""
+    module = importlib.import_module(config.GROUPS[where])
+    return getattr(module, module.__name__.rpartition(".")[2].upper())

@@ -17,18 +17,18 @@ FILES = sorted((ROOT / "wmrl").rglob("*.py"))
 
 LAYERS = [
     {"wmrl", "errors", "spec", "seeding", "interrupts", "run", "protocols"},
-    {"config", "pipeline", "files", "progress", "sinks", "log", "artifact"},
+    {"config", "sources", "pipeline", "files", "progress", "sinks", "log", "artifact"},
     {"stats", "recording", "video", "curves", "images"},
-    {"precision", "optimizers", "schedule", "gauge", "continuing"},
+    {"precision", "optimizers", "schedule", "gauge"},
     {"nn"},
     {"representations", "dynamics", "controllers", "data", "envs"},
     {"world"},
     {"rollout"},
     {"trainers"},
-    {"fit", "dream", "store", "evaluation", "scoring", "panels"},
+    {"store", "continuing", "agreement", "fit", "dream", "evaluation", "scoring", "panels"},
     {"stages"},
     {"session", "launch", "describe", "status", "doctor", "pipelines_rules"},
-    {"cli", "cli_data"},
+    {"cli", "cli_stage", "cli_data"},
 ]
 """A module imports from its own layer and from those above it in this list, never from one below."""
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from wmrl import pipeline
+from wmrl import pipeline, sources
 from wmrl.errors import ArtifactError, ConfigError
 from wmrl.pipeline import load, parse
 
 
 def test_every_pipeline_file_loads():
-    assert "carracing-mdnrnn" in pipeline.names()
-    for name in pipeline.names():
+    assert "carracing-mdnrnn" in sources.names()
+    for name in sources.names():
         pipe = load(name)
         assert pipe.name == name and parse(pipe.table()) == pipe
 
@@ -72,10 +72,10 @@ def test_unknown_and_broken_files(tmp_path):
 def test_a_logdir_holds_its_pipeline(tmp_path):
     with pytest.raises(ArtifactError, match="it is no logdir"):
         load(tmp_path)
-    (tmp_path / pipeline.STORED).write_text(json.dumps({"pipeline": load(None, ["seed=9"]).table(), "set": ["seed=9"]}))
+    (tmp_path / sources.STORED).write_text(json.dumps({"pipeline": load(None, ["seed=9"]).table(), "set": ["seed=9"]}))
     assert load(tmp_path).seed == 9
     for damaged in ("{", "[]", "{}", '{"pipeline": 3, "set": []}'):
-        (tmp_path / pipeline.STORED).write_text(damaged)
+        (tmp_path / sources.STORED).write_text(damaged)
         with pytest.raises(ArtifactError, match="damaged"):
             load(tmp_path)
 

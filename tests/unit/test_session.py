@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wmrl import pipeline, session
+from wmrl import pipeline, session, sources
 from wmrl.errors import ConfigError
 from wmrl.session import Asked, Session
 from wmrl.store import Store
@@ -84,7 +84,7 @@ def test_another_seed_or_environment_is_an_error_not_a_continuation():
 def test_text_flags_survive_quoting():
     sets = list(session.flags_as_sets({"env.id": 'we"ird\\id', "x": None, "y": True, "z": 1.5}))
     assert sets == ['env.id="we\\"ird\\\\id"', "y=true", "z=1.5"]
-    assert pipeline.with_overrides({}, sets)["env"]["id"] == 'we"ird\\id'
+    assert sources.with_overrides({}, sets)["env"]["id"] == 'we"ird\\id'
 
 
 def test_overrides_hold_for_later_calls_in_the_same_logdir(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from wmrl import artifact, pipeline
-from wmrl.artifact import Artifact
+from wmrl.agreement import reconcile
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.spec import Actions, Space
-from wmrl.store import Store, lock, rebuild, reconcile
+from wmrl.store import Store, lock, rebuild
 
 SMALL = {"kind": "mdn-rnn", "hidden": 8, "mixtures": 2}
 

@@ -1,10 +1,11 @@
 """Convolutional encoders and decoders of frames, described by tables of layers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Layer(NamedTuple):
@@ -34,18 +35,56 @@ class Plan(NamedTuple):
 
 
 class Deconv(nn.ConvTranspose2d):
-    """A transposed convolution that is a matrix product where its input is one pixel.
+    """A transposed convolution, computed in another way where the library is slow: the same numbers up to rounding.
 
-    The same numbers up to rounding; on a CPU the product takes a fifth of the time.
+    On a CPU, an input of one pixel needs but a matrix product (a fifth of the time), and odd kernels and few output
+    channels are faster as an ordinary convolution for each of the four phases of a stride of 2 (half the time).
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        one = input.shape[-2:] == (1, 1) and self.padding == (0, 0) and self.output_padding == (0, 0)
-        if not one or self.bias is None or input.is_cuda:
+        plain = self.padding == (0, 0) and self.output_padding == (0, 0) and self.stride == (2, 2)
+        if not plain or self.bias is None or input.device.type != "cpu":
             return super().forward(input, output_size)
-        product = input.flatten(1) @ self.weight.flatten(1)
-        return product.view(-1, *self.weight.shape[1:]) + self.bias.view(-1, 1, 1)
+        if input.shape[-2:] == (1, 1):
+            product = input.flatten(1) @ self.weight.flatten(1)
+            return product.view(-1, *self.weight.shape[1:]) + self.bias.view(-1, 1, 1)
+        if self.kernel_size[0] % 2 == 0 and self.out_channels > FEW:
+            return super().forward(input, output_size)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast("cpu", enabled=False):
+            return _Phases.apply(input, weight, bias)
+
+
+FEW = 8
+"""Output channels up to which phases are faster."""
+
+
+class _Phases(torch.autograd.Function):
+    """A transposed convolution of stride 2: a convolution gives all four phases of the output, which are interleaved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x (B, C, H, W), weight (C, C', K, K), bias (C',) -> (B, C', 2H - 2 + K, 2W - 2 + K)."""
+        ctx.save_for_backward(x, weight)
+        (count, out, kernel), half = weight.shape[:3], (weight.shape[2] + 1) // 2
+        if kernel % 2:
+            weight = functional.pad(weight, (0, 1, 0, 1))
+        taps = weight.reshape(count, out, half, 2, half, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
+        phases = functional.conv2d(
+            x, taps.reshape(4 * out, count, half, half), bias.repeat_interleave(4), padding=half - 1
+        )
+        whole = functional.pixel_shuffle(phases, 2)
+        return whole[:, :, : 2 * x.shape[2] - 2 + kernel, : 2 * x.shape[3] - 2 + kernel]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the library does it."""
+        x, weight = ctx.saved_tensors
+        none, one = [0, 0], [1, 1]
+        return torch.ops.aten.convolution_backward(
+            grads[0], x, weight, [weight.shape[1]], [2, 2], none, one, True, none, 1, [True, True, True]
+        )
 
 
 class ChannelsLast(nn.Module):

@@ -1,0 +1,82 @@
+"""Does a call agree with what a logdir was begun with? And are all tables of a pipeline right?"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wmrl import config
+from wmrl.errors import ConfigError
+from wmrl.pipeline import Pipeline
+from wmrl.store import Store, registry
+
+SECTIONS = {
+    "vae": ("representation", "fit.vae", "validation"),
+    "dynamics": ("dynamics", "fit.dynamics", "validation"),
+    "controller": ("controller", "trainer"),
+}
+"""Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
+
+MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
+
+
+def check_components(pipe: Pipeline) -> None:
+    """Check the tables of all components, so that a wrong key is an error now and not hours later.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for where in config.GROUPS:
+        table = getattr(pipe, where)
+        if "from" not in table:
+            config.resolved(registry(where), table, where)
+
+
+def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:
+    """Check that `asked` may continue what `stored` began in `logdir`.
+
+    Args:
+        logdir: The run's folder.
+        stored: The pipeline kept there.
+        asked: The pipeline of this call.
+        anew: The artifact that this call begins anew (`--noreload`), if any.
+
+    Raises:
+        ConfigError: naming the first key that differs and may not.
+    """
+    store = Store(logdir, stored)
+    held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
+    old, new = _flat(stored.table()), _flat(asked.table())
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
+            continue
+        if key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
+            continue
+        if _same_component(key, stored, asked):
+            continue
+        raise ConfigError(
+            f"{key}: {logdir} was begun with {old.get(key)!r}, this call says {new.get(key)!r}; "
+            "take another --logdir, or begin the stage anew with --noreload"
+        )
+
+
+def holds(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key of a pipeline lies in one of these sections."""
+    return any(key == s or key.startswith(f"{s}.") for s in sections)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _same_component(key: str, stored: Pipeline, asked: Pipeline) -> bool:
+    """Whether a differing key of a component's table is only a default spelt out."""
+    where = key.partition(".")[0]
+    tables = getattr(stored, where), getattr(asked, where)
+    if where not in config.GROUPS or any("kind" not in table for table in tables):
+        return False
+    full = [config.resolved(registry(where), table, where) for table in tables]
+    name = key.partition(".")[2]
+    return full[0].get(name) == full[1].get(name)

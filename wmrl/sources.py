@@ -1,0 +1,114 @@
+"""Where pipelines are read from: files in `pipelines/`, other TOML files, logdirs; and overrides of their keys."""
+
+import copy
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wmrl import config
+from wmrl.errors import ArtifactError, ConfigError
+
+DEFAULT = "carracing-mdnrnn"
+"""The pipeline that holds when none is named; it is known even where there is no `pipelines/`."""
+STORED = "pipeline.json"
+"""The name under which a logdir keeps the pipeline that it was made with."""
+
+
+def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `table` with overrides "a.b=c" applied.
+
+    Raises:
+        ConfigError: for an override of another form.
+    """
+    table = copy.deepcopy(table)
+    for override in overrides:
+        _set(table, override)
+    return table
+
+
+def read(source: str) -> tuple[str, dict[str, Any]]:
+    """The name and the raw table of a pipeline.
+
+    Raises:
+        ConfigError: if there is no such pipeline, or it is no TOML.
+        ArtifactError: if `source` is a folder without a stored pipeline.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _stored(path)
+    if path.suffix == ".toml":
+        return path.stem, _toml(path)
+    found = [folder / f"{source}.toml" for folder in _folders() if (folder / f"{source}.toml").exists()]
+    if found:
+        return source, _toml(found[0])
+    if source == DEFAULT:
+        return source, {"representation": {"kind": "vae"}}
+    raise ConfigError(f"there is no pipeline {source!r} in pipelines/{config.hint(source, names())}")
+
+
+def names() -> list[str]:
+    """The names of all pipelines in `pipelines/`."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+
+
+def _folders() -> list[Path]:
+    return [Path("pipelines"), Path(__file__).resolve().parent.parent / "pipelines"]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no pipeline file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _stored(logdir: Path) -> tuple[str, dict[str, Any]]:
+    table = dict(_kept(logdir)["pipeline"])
+    return table.pop("name"), table
+
+
+def stored_sets(logdir: Path) -> list[str]:
+    """The overrides that were given in a logdir.
+
+    Raises:
+        ArtifactError: if it holds no pipeline, or a damaged one.
+    """
+    return _kept(logdir)["set"]
+
+
+def _kept(logdir: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads((logdir / STORED).read_text())
+        if not isinstance(kept["pipeline"]["name"], str) or not all(isinstance(s, str) for s in kept["set"]):
+            raise ValueError("it is no pipeline")
+    except FileNotFoundError:
+        raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
+    return kept
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes a.b=c, got {override!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key.strip()}: {part!r} is a value, not a table")
+    value = _value(text.strip())
+    if last == "kind" and table.get("kind") != value:
+        table.clear()  # the arguments of another kind mean nothing to this one
+    table[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
