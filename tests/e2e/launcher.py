@@ -111,10 +111,13 @@ def child(order: dict[str, Any]) -> int:
 def warm_up() -> None:
     """Import what commands need, but compute nothing: threads do not survive a fork."""
     import importlib
+    import pkgutil
 
-    stages = ("generate", "train_vae", "train_dynamics", "train_controller", "test_controller", "render")
-    for name in (*(f"wmrl.stages.{stage}" for stage in stages), "wmrl.cli", "wmrl.envs.processes", "tiny_env"):
-        importlib.import_module(name)
+    import wmrl
+
+    for module in pkgutil.walk_packages(wmrl.__path__, "wmrl."):
+        importlib.import_module(module.name)
+    importlib.import_module("tiny_env")
 
 
 def main() -> None:
