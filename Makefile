@@ -59,9 +59,10 @@ clean: ## remove build leftovers and caches; datasets/, runs/ and .venv stay
 # Experiments. wmrl/pipelines_rules.py reads pipelines/*.toml with the system's python3 (so `make -n NAME` works in a
 # fresh clone) and prints one word for each dataset, run and goal; the templates below turn them into rules.
 #
-# A pipeline file is a prerequisite, and so are parents: after an edit or with more data the stage is asked, and the
-# stage decides by content whether there is something to do. If there is not, it leaves its artifact alone, and the
-# `touch` behind it tells make so.
+# A pipeline file is a prerequisite, and so are models: after an edit the stage is asked, and the stage decides by
+# content whether there is something to do. If there is not, it leaves its artifact alone, and the `touch` behind it
+# tells make so. A dataset has to be there, but its time does not count: it only grows (for another pipeline, say), and
+# what was learnt from fewer episodes stays what it is. `wmrl status` tells.
 
 ifneq ($(filter-out $(BUILTIN),$(MAKECMDGOALS)),)
 
@@ -95,10 +96,10 @@ complete = $(call field,$(1),5)/complete.h5
 other_env = $(if $(call field,$(1),6), --env-id $(call field,$(1),6) --data $(call field,$(1),5))
 stage = $(WMRL) $(2) $(toml) --logdir $(logdir)$(other_env)$(patsubst %, --seed %,$(call field,$(1),4))
 define RUN_RULES
-$(logdir)/vae.h5: $(toml) $(complete) $(call field,$(1),7) | $(VENV)
+$(logdir)/vae.h5: $(toml) $(call field,$(1),7) | $(complete) $(VENV)
 	$(call stage,$(1),train-vae)
 	@touch -c $$@ || true
-$(logdir)/dynamics.h5: $(toml) $(complete) $(logdir)/vae.h5 $(call field,$(1),8) | $(VENV)
+$(logdir)/dynamics.h5: $(toml) $(logdir)/vae.h5 $(call field,$(1),8) | $(complete) $(VENV)
 	$(call stage,$(1),train-dynamics)
 	@touch -c $$@ || true
 $(logdir)/controller.h5: $(toml) $(logdir)/vae.h5 $(logdir)/dynamics.h5 | $(VENV)
