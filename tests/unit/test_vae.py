@@ -168,17 +168,31 @@ def test_flip_mirrors_half_of_the_training_frames_and_no_others() -> None:
     assert torch.equal((still._augment(obs, torch.Generator()) * 255).round().byte(), obs)
 
 
-@pytest.mark.parametrize(("kernel", "side"), [(5, 1), (4, 1), (5, 5), (6, 3)])
-def test_the_faster_transposed_convolution_computes_the_same(kernel: int, side: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("out", [3, 16])
+@pytest.mark.parametrize(("kernel", "side"), [(5, 1), (4, 1), (5, 5), (6, 3), (4, 4), (3, 2)])
+def test_the_faster_transposed_convolution_computes_the_same(
+    kernel: int, side: int, out: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    layer = Deconv(7, 3, kernel, 2)
-    x = torch.randn(4, 7, side, side, requires_grad=True)
+    layer = Deconv(7, out, kernel, 2)
+    if dtype != torch.bfloat16:
+        layer = layer.to(dtype)
+    x = torch.randn(4, 7, side, side + (side > 1), dtype=dtype, requires_grad=True)
     other = x.detach().clone().requires_grad_()
-    out, expected = layer(x), functional.conv_transpose2d(other, layer.weight, layer.bias, stride=2)
-    torch.testing.assert_close(out, expected)
-    out.square().sum().backward()
-    expected.square().sum().backward()
-    torch.testing.assert_close(x.grad, other.grad)
+    grads = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        mine = layer(x)
+        expected = functional.conv_transpose2d(other, layer.weight, layer.bias, stride=2)
+    near = {"rtol": 0.05, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(mine, expected, **near)
+    for result in (mine, expected):
+        layer.zero_grad()
+        result.float().sin().sum().backward()
+        assert layer.weight.grad is not None and layer.bias is not None
+        grads.append((layer.weight.grad, layer.bias.grad))
+    torch.testing.assert_close(x.grad, other.grad, **near)
+    torch.testing.assert_close(grads[0], grads[1], **{key: 3 * value for key, value in near.items()})
 
 
 def test_it_learns_to_tell_frames_apart() -> None:

@@ -48,7 +48,7 @@ class Deconv(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         if input.shape[-2:] == (1, 1):
             product = input.flatten(1) @ self.weight.flatten(1)
-            return product.view(-1, *self.weight.shape[1:]) + self.bias.view(-1, 1, 1)
+            return product.view(-1, *self.weight.shape[1:]) + self.bias.to(product.dtype).view(-1, 1, 1)
         if self.kernel_size[0] % 2 == 0 and self.out_channels > FEW:
             return super().forward(input, output_size)
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
@@ -61,11 +61,11 @@ FEW = 8
 
 
 class _Phases(torch.autograd.Function):
-    """A transposed convolution of stride 2: a convolution gives all four phases of the output, which are interleaved."""
+    """A transposed convolution of stride 2: one convolution gives the four phases of the output, then interleaved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x (B, C, H, W), weight (C, C', K, K), bias (C',) -> (B, C', 2H - 2 + K, 2W - 2 + K)."""
+        """Input (B, C, H, W), weight (C, C', K, K), bias (C',) -> (B, C', 2H - 2 + K, 2W - 2 + K)."""
         ctx.save_for_backward(x, weight)
         (count, out, kernel), half = weight.shape[:3], (weight.shape[2] + 1) // 2
         if kernel % 2:
