@@ -210,8 +210,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written beside its files."""
-    for leftover in folder.glob("*.tmp-*"):
+    """Remove what a killed process left half-written in `folder` and below."""
+    for leftover in folder.rglob("*.tmp-*"):
         if not _alive(leftover.name.rpartition("-")[2]):
             leftover.unlink(missing_ok=True)
 
