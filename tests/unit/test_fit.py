@@ -134,14 +134,17 @@ def finished(go: Go, store: Store) -> tuple[dict[str, Any], dict[str, torch.Tens
     return done
 
 
-def test_it_learns_and_ends_with_its_best_weights(go: Go) -> None:
+def test_it_learns_and_ends_with_its_best_weights(go: Go, store: Store) -> None:
     toy = Toy()
-    before = toy.validate() if not toy.module.eval().training else {}
-    result = go(toy, dataclasses.replace(SETTINGS, steps=60))
+    toy.module.eval()
+    before, seen = toy.validate(), []
+    result = go(toy, dataclasses.replace(SETTINGS, steps=58), watch=seen.append)
     assert result.best < before["loss"] / 2
-    assert result.steps == 60
+    assert (result.steps, seen) == (58, [*range(5, 58, 5), 58])
     assert toy.validate()["loss"] == result.best
     assert not toy.module.training
+    names = {name for line in (store.logdir / "metrics/train-toy.jsonl").open() for name in json.loads(line)}
+    assert {"losses/loss", "losses/error", "losses/gradient_norm", "eval/loss", "time/waiting_for_data"} <= names
 
 
 DEATHS = {
@@ -175,12 +178,6 @@ def test_a_killed_training_ends_with_the_same_bits(
     go(last, settings)
     assert same(state(store), expected)
     assert same(last.weights(), whole.weights())
-
-
-def test_saving_changes_nothing(go: Go, store: Store, finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "SAVE_EVERY", 0.0)
-    go(Toy())
-    assert same(state(store), finished[0])
 
 
 def test_a_signal_saves_and_stops_and_the_same_call_continues(go: Go, store: Store, finished: Any) -> None:
@@ -259,35 +256,9 @@ def test_a_bad_number_stops_within_the_interval_and_names_itself(
     assert all(torch.as_tensor(value).isfinite().all() for value in kept["module"].values())
 
 
-def test_a_bad_gradient_is_found(go: Go) -> None:
-    toy = Toy()
-    toy.module.register_parameter("extra", nn.Parameter(torch.zeros(1)))
-    plain = toy.loss
-
-    def loss(batch: Batch, rng: torch.Generator) -> Loss:
-        total, metrics = plain(batch, rng)
-        return total + toy.module.extra.abs().sqrt().sum() * 1.0, metrics  # the slope of sqrt at zero is infinite
-
-    toy.loss = loss  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="toy: gradient_norm is (nan|inf) at step 1;"):
-        go(toy)
-
-
 def test_a_bad_validation_loss_stops(go: Go, store: Store) -> None:
     with pytest.raises(UserError, match="the validation loss is nan at step 5"):
         go(Toy(), validate=lambda: {"loss": float("nan")})
-
-
-def test_the_learning_rate_warms_up_and_halves_and_training_ends_early(go: Go, store: Store) -> None:
-    settings = dataclasses.replace(SETTINGS, steps=100, warmup=4, plateau=10, patience=30, log_every=1)
-    result = go(Toy(), settings, validate=lambda: {"loss": 1.0})
-    assert result.steps == 35  # the first validation, at step 5, was the last improvement
-    assert result.ended == "no better validation loss for 30 steps"
-    lines = [json.loads(line) for line in (store.logdir / "metrics/train-toy.jsonl").read_text().splitlines()]
-    rates = [line["charts/learning_rate"] / 0.05 for line in lines if "charts/learning_rate" in line]
-    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    assert rates[14:16] == pytest.approx([1, 0.5])
-    assert rates[24:26] == pytest.approx([0.5, 0.25])
 
 
 def test_a_worse_loss_never_replaces_the_best(go: Go, store: Store) -> None:
@@ -308,35 +279,6 @@ def test_minutes_end_a_training_which_can_go_on(go: Go, store: Store) -> None:
     assert go(Toy()).steps == SETTINGS.steps
 
 
-def test_the_choice_of_precision_changes_no_weight_and_is_kept(go: Go, store: Store) -> None:
-    toy = Toy()
-    before = toy.weights()
-    go(toy, run=Run(precision="auto", minutes=0.0, began=time.monotonic() - 1))
-    assert same(toy.weights(), before)
-    assert state(store)["precision"] in ("fp32", "bf16")
-    said = (store.logdir / "logs/train-toy.log").read_text()
-    assert "training toy on cpu, 1 threads in" in said
-    assert "fp32 " in said and "bf16 " in said
-
-
-def test_another_precision_may_be_asked_for(go: Go, store: Store) -> None:
-    go(Toy())
-    result = go(Toy(), dataclasses.replace(SETTINGS, steps=26), run=Run(precision="bf16"))
-    assert result.precision == "bf16"
-    assert "begun in fp32 and goes on in bf16" in (store.logdir / "logs/train-toy.log").read_text()
-
-
-def test_threads_of_the_beginning_are_used_again(go: Go, store: Store) -> None:
-    go(Toy())
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before + 1)
-        go(Toy(), dataclasses.replace(SETTINGS, steps=26))
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_other_parents_are_refused_and_grown_ones_go_on(go: Go, store: Store) -> None:
     go(Toy(), parents={"data": ["a"]})
     with pytest.raises(ContractError, match="begun with another data"):
@@ -348,22 +290,12 @@ def test_other_parents_are_refused_and_grown_ones_go_on(go: Go, store: Store) ->
     assert state(store)["parents"] == {"data": "b"}
 
 
-def test_another_network_is_refused_in_one_sentence(go: Go, store: Store) -> None:
+def test_another_network_is_refused_in_one_sentence(go: Go) -> None:
     go(Toy())
     other = Toy()
     other.module[0] = nn.Linear(3, 9)
-    with pytest.raises(ContractError, match="is of another network") as error:
+    with pytest.raises(ContractError, match=r"^the training state of toy is of another network \(.*\); begin anew"):
         go(other)
-    assert "\n" not in str(error.value)
-
-
-def test_the_global_generator_is_left_alone(go: Go) -> None:
-    toy = Toy()
-    torch.manual_seed(7)
-    go(toy)
-    drawn = torch.rand(3)
-    torch.manual_seed(7)
-    assert torch.equal(drawn, torch.rand(3))
 
 
 def test_an_error_of_the_data_reaches_the_caller(go: Go) -> None:
@@ -377,17 +309,3 @@ def test_an_error_of_the_data_reaches_the_caller(go: Go) -> None:
     toy.batches = batches  # type: ignore[method-assign]
     with pytest.raises(UserError, match="the disk is gone"):
         go(toy)
-
-
-def test_metrics_have_their_names(go: Go, store: Store) -> None:
-    go(Toy())
-    lines = [json.loads(line) for line in (store.logdir / "metrics/train-toy.jsonl").read_text().splitlines()]
-    names = {name for line in lines for name in line}
-    assert {"losses/loss", "losses/error", "losses/gradient_norm", "eval/loss", "charts/learning_rate"} <= names
-    assert {"time/steps_per_second", "time/frames_per_second", "time/waiting_for_data"} <= names
-
-
-def test_a_watcher_sees_every_validation(go: Go) -> None:
-    seen: list[int] = []
-    go(Toy(), watch=seen.append)
-    assert seen == [5, 10, 15, 20, 24]
