@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 from collections import namedtuple
 
 import numpy as np
@@ -380,3 +381,39 @@ def test_a_controllers_waves_are_fixed_and_replayed(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "changed")
     with pytest.raises(ConfigError, match="generate.controller_hash"):
         generate(tmp_path / "a" / "data", rollouts=20, **how)
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    monkeypatch.setattr(stage, "LANES", ("toy",))
+
+
+def test_two_lanes_change_no_byte(tmp_path, whole, lanes):
+    for threads, workers in ((2, 2), (2, 7), (3, 256)):
+        folder = tmp_path / f"{threads}-{workers}" / "data"
+        generate(folder, threads=threads, max_workers=workers)
+        assert contents(folder) == whole
+
+
+def test_an_error_in_either_lane_ends_both(tmp_path, whole, lanes):
+    def fail():
+        raise OSError("the environment died")
+
+    before = threading.active_count()
+    for number in range(14, 40, 3):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: fail}
+        with pytest.raises(OSError, match="the environment died"):
+            generate(folder, threads=2, max_workers=4)
+        assert threading.active_count() == before
+        finishes_like(whole, folder)
+
+
+def test_a_signal_ends_both_lanes(tmp_path, whole, lanes):
+    for number in range(14, 40, 6):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+        with pytest.raises(Stopped):
+            generate(folder, threads=2, max_workers=4)
+        interrupts.clear()
+        finishes_like(whole, folder)

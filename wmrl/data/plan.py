@@ -97,3 +97,12 @@ def check(folder: Path, ours: dict[str, Any], theirs: dict[str, Any], sections: 
 def _flat(section: str, value: Any) -> dict[str, Any]:
     name = "generate" if section == "policy" else section
     return {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+
+
+def bytes_each(folder: Path) -> float | None:
+    """Size of a frame on disk, all columns included, in the first shard; None without one."""
+    names = shards.scan(folder)
+    if not names or names[0].first:
+        return None
+    rows = int((shards.index(folder, names[:1]).lengths + 1).sum())
+    return (folder / names[0].file).stat().st_size / rows

@@ -5,34 +5,34 @@ dataset is the same whatever the threads, the waves and the interruptions. A tra
 last bits, on how many rows are computed together: so its waves are fixed, their size is stored, and they are replayed.
 """
 
+import contextlib
 import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import wmrl
-from wmrl import files, seeding
+from wmrl import files
 from wmrl.data import plan, policies, shards
-from wmrl.data.recorder import Recorder, Writer
-from wmrl.data.shards import Episode, Index, Name
+from wmrl.data.estimate import estimate
+from wmrl.data.shards import Index
 from wmrl.envs import make
-from wmrl.errors import ConfigError, Stopped, UserError
+from wmrl.errors import ConfigError, UserError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.protocols import Actor
-from wmrl.rollout import play
 from wmrl.run import Run
+from wmrl.stages.collect import Job, Lane
 from wmrl.store import Store, lock
 
 WAVE_BYTES = 1 << 30
 """The most raw bytes of observations of the episodes that are being played."""
 PER_THREAD = 8
 """Environments for each thread: more keep the threads busy while others are waited for, and cost memory."""
-PROGRESS_SECONDS = 0.5
+LANES = ("envpool",)
+"""Backends whose threads run beside Python: of two waves, one is resized and recorded while the other is stepped."""
 
 
 def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
@@ -58,11 +58,44 @@ def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
 
 
 def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, log: Log, run: Run) -> None:
-    with make(pipe.env, _environments(pipe, recipe, run), threads=run.threads) as env:
-        recipe["policy"].update({"environments": env.n} if pipe.generate.policy == "controller" else {})
-        job = Job(pipe, folder, env, _actor(pipe, env, run), _meta(recipe, env), total)
-        job.announce(log, run)
-        job.work(log)
+    n, looks = _environments(pipe, recipe, run), pipe.generate.policy == "controller"
+    with contextlib.ExitStack() as stack:
+        env = stack.enter_context(make(pipe.env, n, threads=run.threads))
+        recipe["policy"].update({"environments": n} if looks else {})
+        row_bytes = int(np.prod(env.observation.shape))
+        names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
+        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps)
+        _announce(pipe, job, env, log, run)
+        job.work(_lanes(pipe, job, env, run, stack), _meta(recipe, env), log)
+
+
+def _lanes(pipe: Pipeline, job: Job, env: Any, run: Run, stack: contextlib.ExitStack) -> list[Lane]:
+    """What plays: `env`, or two environments that share its slots and threads."""
+    n, threads = env.n, run.threads
+    if env.info["backend"] not in LANES or job.fixed or min(n, threads, len(job.todo)) < 2:
+        return [(env, _actor(pipe, env, run))]
+    halves = [(n // 2, threads // 2), (n - n // 2, threads - threads // 2)]
+    envs = [stack.enter_context(make(pipe.env, slots, threads=each)) for slots, each in halves]
+    return [(half, _actor(pipe, half, run)) for half in envs]
+
+
+def _announce(pipe: Pipeline, job: Job, env: Any, log: Log, run: Run) -> None:
+    """Say what is to come, and stop if the disk has no room for it."""
+    guess = estimate(env, job.seeds(job.waves(1)[0]), len(job.todo), plan.bytes_each(job.folder))
+    have = job.total - len(job.todo)
+    log.say(
+        f"{job.folder}: {len(job.todo)} episodes of {pipe.env.id} ({pipe.generate.policy})"
+        f"{f' beside the {have} that are there' if have else ''}, {guess.text()}; "
+        f"{env.n} environments of {env.info['backend']} on {run.threads} threads"
+    )
+    for note in env.info.get("notes", ()):
+        log.say(note)
+    free = shutil.disk_usage(job.folder).free
+    needs = f"{job.folder} needs up to {guess.bytes / 1e6:,.0f} MB, its disk has {free / 1e6:,.0f} MB free"
+    if guess.bytes > 2 * free:
+        raise UserError(f"{needs}: free some, name another folder with --data, or ask for fewer --rollouts")
+    if guess.bytes > free:
+        log.warn(needs)
 
 
 def _settle(pipe: Pipeline, folder: Path, run: Run) -> tuple[Pipeline, dict[str, Any]]:
@@ -140,121 +173,6 @@ def _agent(pipe: Pipeline, env: Any, run: Run) -> Actor:
             f"generate.controller: {other.logdir} acts with {controller.actions}, {pipe.env.id} takes {env.actions}"
         )
     return Agent(world, Policy(controller, noise=pipe.generate.noise))
-
-
-@dataclass
-class Job:
-    """What is to be played and written.
-
-    Args:
-        pipe: The pipeline.
-        folder: The dataset.
-        env: The vector environment.
-        actor: What acts.
-        meta: What every shard says of its making.
-        total: Number of episodes that there shall be.
-    """
-
-    pipe: Pipeline
-    folder: Path
-    env: Any
-    actor: Actor
-    meta: dict[str, Any]
-    total: int
-
-    def __post_init__(self) -> None:
-        row = int(np.prod(self.env.observation.shape))
-        per_shard = shards.episodes_per_shard(row, self.env.max_steps)
-        self.names = plan.missing(shards.scan(self.folder), self.total, per_shard)
-        self.todo = [i for name in self.names for i in range(name.first, name.first + name.count)]
-        self.steps, self.finished, self.finished_steps = 0, 0, 0
-
-    def waves(self) -> list[list[int]]:
-        """The numbers of the episodes that are played together."""
-        n = self.env.n
-        if self.pipe.generate.policy != "controller":
-            return [self.todo[i : i + n] for i in range(0, len(self.todo), n)]
-        wanted = sorted({i // n for i in self.todo})
-        return [list(range(w * n, min((w + 1) * n, self.total))) for w in wanted]
-
-    def seeds(self, numbers: Sequence[int]) -> list[int]:
-        """The seeds of episodes."""
-        return [seeding.number(self.pipe.seed, "episode", i) for i in numbers]
-
-    def announce(self, log: Log, run: Run) -> None:
-        """Say what is to come, and stop if the disk has no room for it.
-
-        Raises:
-            UserError: if it has not.
-        """
-        from wmrl.data.estimate import estimate
-
-        guess = estimate(self.env, self.seeds(self.waves()[0]), len(self.todo), self._bytes_each())
-        have = self.total - len(self.todo)
-        log.say(
-            f"{self.folder}: {len(self.todo)} episodes of {self.pipe.env.id} ({self.pipe.generate.policy})"
-            f"{f' beside the {have} that are there' if have else ''}, {guess.text()}; "
-            f"{self.env.n} environments of {self.env.info['backend']} on {run.threads} threads"
-        )
-        for note in self.env.info.get("notes", ()):
-            log.say(note)
-        free = shutil.disk_usage(self.folder).free
-        needs = f"{self.folder} needs up to {guess.bytes / 1e6:,.0f} MB, its disk has {free / 1e6:,.0f} MB free"
-        if guess.bytes > 2 * free:
-            raise UserError(f"{needs}: free some, name another folder with --data, or ask for fewer --rollouts")
-        if guess.bytes > free:
-            log.warn(needs)
-
-    def _bytes_each(self) -> float | None:
-        """Of a frame, on disk, of the first shard that is there."""
-        names = shards.scan(self.folder)
-        if not names:
-            return None
-        index = shards.index(self.folder, names[:1]) if names[0].first == 0 else None
-        rows = int((index.lengths + 1).sum()) if index else 0
-        return (self.folder / names[0].file).stat().st_size / rows if rows else None
-
-    def work(self, log: Log) -> None:
-        """Play all waves.
-
-        Raises:
-            Stopped, ArtifactError: as `generate`.
-        """
-        written: list[Name] = []
-        try:
-            with Writer(self.folder, self.names, self.meta, written.append) as writer:
-                for numbers in self.waves():
-                    self._wave(numbers, writer, log)
-        except Stopped:
-            have = sum(name.count for name in shards.scan(self.folder))
-            log.say(f"stopped: {have} of {self.total} episodes are on disk; the same command continues")
-            raise
-        log.progress(self.steps, self.steps, "steps", f"{self.total} episodes")
-
-    def _wave(self, numbers: Sequence[int], writer: Writer, log: Log) -> None:
-        def finished(row: int, episode: Episode) -> None:
-            self.finished += 1
-            self.finished_steps += len(episode.reward) - 1
-            writer.add(numbers[row], episode)
-
-        seeds = self.seeds(numbers)
-        recorder = Recorder(seeds, finished, self.env.max_steps)
-        shown = time.monotonic()
-
-        def on_step(ids: np.ndarray, obs: np.ndarray, action: np.ndarray, outcome: Any) -> None:
-            nonlocal shown
-            recorder(ids, obs, action, outcome)
-            self.steps += len(ids)
-            if time.monotonic() - shown > PROGRESS_SECONDS:
-                shown = time.monotonic()
-                self._show(log)
-
-        play(self.env, self.actor, seeds, on_step=on_step)
-
-    def _show(self, log: Log) -> None:
-        each = self.finished_steps / self.finished if self.finished else float(self.env.max_steps or 1000)
-        note = f"{self.total - len(self.todo) + self.finished} of {self.total} episodes"
-        log.progress(self.steps, max(self.steps, round(each * len(self.todo))), "steps", note)
 
 
 def _report(index: Index, folder: Path, log: Log) -> None:
