@@ -1,5 +1,6 @@
 """The training loop: what it promises about bits, interruptions, schedules and bad numbers."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -24,6 +25,9 @@ from wmrl.spec import Batch, Loss
 from wmrl.store import Store
 
 SETTINGS = Fit(steps=24, batch=4, learning_rate=0.05, validate_every=5, log_every=4, warmup=3, clip=1.0, plateau=5)
+
+
+RUN = Run(precision="fp32")
 
 
 class Killed(BaseException):
@@ -82,25 +86,10 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def go(store: Store) -> Go:
-    def call(toy: Toy, settings: Fit = SETTINGS, **more: Any) -> FitResult:
-        run = more.pop("run", Run(precision="fp32"))
-        log = Log.quiet("train-toy", store.logdir)
-        try:
-            return fit(
-                toy.module,
-                toy.loss,
-                toy.batches,
-                more.pop("validate", toy.validate),
-                settings=settings,
-                name="toy",
-                seed=more.pop("seed", 1),
-                store=store,
-                log=log,
-                run=run,
-                **more,
-            )
-        finally:
-            log.close()
+    def call(toy: Toy, settings: Fit = SETTINGS, *, run: Run = RUN, validate: Any = None, **more: Any) -> FitResult:
+        known = {"settings": settings, "name": "toy", "seed": 1, "store": store, "run": run}
+        with contextlib.closing(Log.quiet("train-toy", store.logdir)) as log:
+            return fit(toy.module, toy.loss, toy.batches, validate or toy.validate, log=log, **known, **more)  # type: ignore[arg-type]
 
     return call
 
