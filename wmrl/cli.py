@@ -116,6 +116,7 @@ def test_controller(
     backend: Annotated[
         str, typer.Option(help="envpool: score on envpool's game too, beside gymnasium's.")
     ] = "gymnasium",
+    noreload: Annotated[bool, _option("Play all episodes again.", "--noreload")] = False,
 ) -> Call:
     """Score the trained controller on fixed test episodes; every return is kept."""
 
@@ -130,7 +131,7 @@ def test_controller(
             backend=backend,
         )
 
-    return Call(options=options)
+    return Call(run={"noreload": noreload}, options=options)
 
 
 @_stage("render", "wmrl.stages.render:render")

@@ -164,8 +164,8 @@ def test_a_registry_loads_no_model(package):
 
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: p.name)
 def test_files_stay_short(path):
-    lines = path.read_text().count("\n")
-    assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines"
+    lines, most = path.read_text().count("\n"), 300 if path in FILES else 450
+    assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines"
 
 
 def functions() -> list[tuple[str, ast.FunctionDef]]:
