@@ -88,7 +88,7 @@ def train_dynamics(bench: Bench, wanted: str) -> Iterator[Row]:
         chosen = {} if k == 0 else {"precision": precision}
         rows = bench.stage(stage, "train-dynamics", logdir, pipe, noreload=True, **chosen)
         if k == 0:
-            precision = _chosen(logdir)
+            precision = bench.precision(logdir, "dynamics")
             continue
         streamed.append(rate(rows, "time/steps_per_second"))
         waited.append(rate(rows, "time/waiting_for_data"))
@@ -102,9 +102,3 @@ def train_dynamics(bench: Bench, wanted: str) -> Iterator[Row]:
         yield Row("c  train-dynamics / its step on a resident batch", ours / still, 0.90, detail=detail)
     if "e" in wanted:
         yield Row("e  train-dynamics, windows of 32 steps", ours, 1000, unit="/s", detail=f"{precision}; {machine}")
-
-
-def _chosen(logdir: Path) -> str:
-    from wmrl import artifact
-
-    return str(artifact.read(logdir / "dynamics.h5", "dynamics").facts["fit"]["precision"])

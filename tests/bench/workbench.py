@@ -112,7 +112,7 @@ class Bench:
 
     def precision(self, logdir: Path, name: str) -> str:
         """The precision that a training chose."""
-        return str(artifact.read(logdir / f"{name}.h5", name).facts["precision"])
+        return str(artifact.read(logdir / f"{name}.h5", name).facts["fit"]["precision"])
 
 
 def rate(rows: Sequence[dict], key: str) -> float:

@@ -1,8 +1,10 @@
 """The whole chain on the real CarRacing, through the installed command, at tiny sizes."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -147,3 +149,30 @@ def test_finished_stages_leave_their_artifacts_alone(chain) -> None:
     wmrl_(folder, "generate", "toy.toml")
     wmrl_(folder, "train-vae", "toy.toml")
     assert [path.read_bytes()[:512] for path in kept] == before
+
+
+def test_the_shortest_calls_work_in_an_empty_folder(tmp_path) -> None:
+    """No pipeline, no logdir: the default experiment, then the logdir used last; Ctrl-C loses nothing."""
+    data = tmp_path / "datasets/carracing"
+    words = ["--rollouts", "5000", "--threads", "8", "--max-steps", "25"]
+    with subprocess.Popen([WMRL, "generate", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 90
+        while not list(data.glob("shard-*.h5")) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert time.monotonic() - began < 30
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+    shards = {path.name: path.stat().st_mtime_ns for path in data.glob("shard-*.h5")}
+    assert shards
+    wmrl_(tmp_path, "generate", "--rollouts", "64", "--threads", "8", "--max-steps", "25")
+    assert shards.items() <= {path.name: path.stat().st_mtime_ns for path in data.glob("shard-*.h5")}.items()
+    assert Episodes(data).lengths.tolist() == [25] * len(Episodes(data))
+    done = wmrl_(tmp_path, "render", "--steps", "10")
+    path = tmp_path / done.stdout.strip()
+    assert path.suffix == ".mp4"
+    assert path.parent == tmp_path / "runs/carracing-mdnrnn/seed-1/videos"
+    assert "Traceback" not in done.stderr
