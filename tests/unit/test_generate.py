@@ -417,3 +417,28 @@ def test_a_signal_ends_both_lanes(tmp_path, whole, lanes):
             generate(folder, threads=2, max_workers=4)
         interrupts.clear()
         finishes_like(whole, folder)
+
+
+def test_a_trained_controller_acts_with_noise_if_asked(tmp_path, parts):
+    store = parts(tmp_path / "run")
+    store.remember()
+    how = {"policy": "controller", "controller": str(tmp_path / "run"), "max_workers": 4}
+    plain, again = (generate(tmp_path / name / "data", rollouts=6, **how) for name in ("a", "b"))
+    noisy = generate(tmp_path / "c" / "data", rollouts=6, noise=0.3, **how)
+    assert plain.hash == again.hash != noisy.hash and plain.seeds.tolist() == noisy.seeds.tolist()
+    difference = np.concatenate([noisy.episode(i).action[0] - plain.episode(i).action[0] for i in range(6)])
+    assert 0.1 < difference.std() < 0.6
+    assert noisy.policy["environments"] == 4 and noisy.policy["noise"] == 0.3 and noisy.policy["controller_hash"]
+    with pytest.raises(ConfigError, match="generate.noise"):
+        generate(tmp_path / "c" / "data", rollouts=9, noise=0.1, **how)
+    parts(tmp_path / "run", seed=5)
+    with pytest.raises(ConfigError, match="controller_hash"):
+        generate(tmp_path / "c" / "data", rollouts=9, noise=0.3, **how)
+    assert len(generate(tmp_path / "c" / "data", rollouts=6, append=3, noise=0.3, **how)) == 9, (
+        "appending may use another"
+    )
+
+
+def test_a_controller_that_is_missing_is_said(tmp_path):
+    with pytest.raises((ArtifactError, ConfigError), match="nowhere"):
+        generate(tmp_path / "data", policy="controller", controller=str(tmp_path / "nowhere"))
