@@ -100,7 +100,7 @@ class Fits:
         dynamics: Training of the dynamics.
     """
 
-    vae: Fit = Fit(steps=4_000, batch=32, length=8)
+    vae: Fit = Fit(steps=3_000, batch=32, length=2, validation_batches=16)
     dynamics: Fit = Fit(steps=6_000, batch=64, length=32, clip=1.0)
 
 

@@ -1,6 +1,7 @@
 """Pipeline files: read, overridden, checked; and the logdir that follows from them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_overrides_take_toml_and_bare_words():
 
 
 def test_a_nested_default_keeps_its_siblings():
-    assert load(None, ["fit.vae.steps=7"]).fit.vae.length == load(None).fit.vae.length == 8
+    assert load(None, ["fit.vae.steps=7"]).fit.vae == replace(load(None).fit.vae, steps=7)
 
 
 def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
