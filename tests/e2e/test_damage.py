@@ -210,12 +210,38 @@ def test_an_exploding_loss_stops_the_training(stage, launch, reference, tmp_path
     assert not (folder / LOGDIR / f"{stage.partition('-')[2]}.h5").exists()
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: in containers the dead may stay listed as zombies."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_workers_do_not_outlive_a_killed_stage(launch, reference, tmp_path) -> None:
+    folder = reference.before("generate", tmp_path)
+    words = ("generate", "tiny.toml", "--threads", "2", "--no-progress")
+    pid = launch.start(folder, *words, environ={"TINY_SECONDS": "0.005"})
+    launch.wait_for("env")
+    workers = children(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert launch.finish().code == -signal.SIGKILL
+    end = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < end, "workers are left behind"
+        time.sleep(0.05)
+
+
 def test_a_dead_worker_stops_generate_within_seconds(launch, reference, tmp_path) -> None:
     folder = reference.before("generate", tmp_path)
     words = ("generate", "tiny.toml", "--threads", "2", "--no-progress")
     pid = launch.start(folder, *words, environ={"TINY_SECONDS": "0.005"})
     launch.wait_for("env")
-    workers = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    workers = children(pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     began = time.monotonic()
@@ -224,7 +250,7 @@ def test_a_dead_worker_stops_generate_within_seconds(launch, reference, tmp_path
     assert ran.code == 1, ran.err
     assert "worker 1 of 2" in ran.err.splitlines()[-1]
     assert "signal 9" in ran.err.splitlines()[-1]
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not any(map(alive, workers))
     again = launch(folder, *words)
     assert again.code == 0, again.err
     made = DATA / "complete.h5"
