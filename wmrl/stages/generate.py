@@ -86,7 +86,7 @@ def _announce(pipe: Pipeline, job: Job, env: Any, log: Log, run: Run) -> None:
     log.say(
         f"{job.folder}: {len(job.todo)} episodes of {pipe.env.id} ({pipe.generate.policy})"
         f"{f' beside the {have} that are there' if have else ''}, {guess.text()}; "
-        f"{env.n} environments of {env.info['backend']} on {run.threads} threads"
+        f"{min(env.n, len(job.todo))} environments of {env.info['backend']} on {run.threads} threads"
     )
     for note in env.info.get("notes", ()):
         log.say(note)
