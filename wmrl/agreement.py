@@ -17,6 +17,10 @@ SECTIONS = {
 """Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
 
 MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
+"""Keys that continue a stage when they are larger."""
+
+MAY_CHANGE = ("trainer.target_return",)
+"""Keys that say when to stop, and nothing of what is computed."""
 
 
 def check_components(pipe: Pipeline) -> None:
@@ -49,7 +53,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
             continue
-        if key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
+        if key in MAY_CHANGE or key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
             continue
         if _same_component(key, stored, asked):
             continue

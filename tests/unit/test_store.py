@@ -143,6 +143,11 @@ def test_growth_and_stages_to_come_may_change(store, override):
     reconcile(store.logdir, store.pipe, pipeline.load(None, [override]))
 
 
+def test_the_target_at_which_a_search_stops_may_change(store):
+    begun(store, "controller")
+    reconcile(store.logdir, store.pipe, pipeline.load(None, ["trainer.target_return=900.0"]))
+
+
 def test_a_default_spelt_out_is_no_change(store):
     begun(store, "dynamics")
     reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.mixture=joint"]))
