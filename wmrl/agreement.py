@@ -53,7 +53,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
             continue
-        if key in MAY_CHANGE or key in MAY_GROW and new.get(key, 0) >= old.get(key, 0):
+        if key in MAY_CHANGE or (key in MAY_GROW and new.get(key, 0) >= old.get(key, 0)):
             continue
         if _same_component(key, stored, asked):
             continue
