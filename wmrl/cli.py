@@ -52,6 +52,8 @@ def generate(
     size: Annotated[int | None, _option("Side of the frames, pixels.")] = None,
 ) -> Call:
     """Collect rollouts into the dataset folder; interrupted and called again, it completes them."""
+    if controller is not None and policy is None:
+        policy = "controller"
     own = {"rollouts": rollouts, "policy": policy, "controller": controller, "noise": noise}
     flags = {**{f"generate.{k}": v for k, v in own.items()}, "env.max_steps": max_steps, "env.size": size}
     return Call(flags, {"append": append})
