@@ -56,6 +56,7 @@ def test_every_stage_prints_its_configuration_and_runs_nothing(capsys, stage, tm
 FLAGS = [
     ("generate", "--rollouts 7 --policy held --noise 0.5 --size 96 --max-steps 9",
      {"generate.rollouts": 7, "generate.policy": "held", "generate.noise": 0.5, "env.size": 96, "env.max_steps": 9}),
+    ("generate", "--controller some/run", {"generate.controller": "some/run", "generate.policy": "controller"}),
     ("train-vae", "--steps 7 --batch-size 8 --learning-rate 0.5",
      {"fit.vae.steps": 7, "fit.vae.batch": 8, "fit.vae.learning_rate": 0.5}),
     ("train-dynamics", "--dynamics mdn-rnn --steps 7 --batch-size 8 --learning-rate 0.5",
@@ -66,7 +67,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "flags", "keys"), FLAGS, ids=[f[0] for f in FLAGS])
+@pytest.mark.parametrize(("stage", "flags", "keys"), FLAGS, ids=[f"{f[0]} {f[1].split()[0]}" for f in FLAGS])
 def test_flags_set_keys(capsys, stage, flags, keys):
     code, out, err = call(capsys, stage, *flags.split(), "--print-config")
     assert code == 0, err
