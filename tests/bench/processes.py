@@ -12,7 +12,6 @@ from workbench import Bench, Row, middle
 from wmrl.data import shards
 
 WMRL = str(Path(sys.executable).with_name("wmrl"))
-EPISODES = 1000
 FRESH = 16
 """Episodes that are really played, twice: 1,000 x 1,000 steps would take many minutes."""
 
@@ -20,9 +19,11 @@ FRESH = 16
 def memory(bench: Bench, wanted: str) -> Iterator[Row]:
     """Row h: peak memory of each stage's process on a dataset of 1,000 episodes of 1,000 steps."""
     data, logdir = bench.folder / "thousand", bench.folder / "memory"
-    bench.note(f"peak memory of each stage on {EPISODES} episodes")
-    _link(bench, data)
+    episodes = bench.amount(1000, 96)
+    bench.note(f"peak memory of each stage on {episodes} episodes")
+    _link(bench, data, episodes)
     for stage, words in STAGES.items():
+        words = [word.format(episodes=episodes) for word in words]
         peak, seconds = _peak(bench, ["train-controller" if stage == "dreams" else stage, *words], data, logdir)
         detail = f"{seconds:.0f} s" + ("; " + _size(data) if stage == "generate" else "")
         yield Row(f"h  peak memory of {stage}", peak, 3.0, at_most=True, unit=" GB", detail=detail)
@@ -30,7 +31,7 @@ def memory(bench: Bench, wanted: str) -> Iterator[Row]:
 
 ONE_CHECK = ["--generations", "1", "--set", "trainer.validation_episodes=1"]
 STAGES = {
-    "generate": ["--rollouts", str(EPISODES)],
+    "generate": ["--rollouts", "{episodes}"],
     "train-vae": ["--steps", "20", "--set", "fit.vae.validate_every=10"],
     "train-dynamics": ["--steps", "60", "--set", "fit.dynamics.validate_every=30"],
     "train-controller": ["--pop-size", "8", "--n-samples", "8", *ONE_CHECK, "--set", "trainer.abort=60"],
@@ -40,15 +41,15 @@ STAGES = {
 }
 
 
-def _link(bench: Bench, data: Path) -> None:
+def _link(bench: Bench, data: Path, episodes: int) -> None:
     """All shards but the last ones, as links to two that were really played; `wmrl generate` then makes the rest."""
     source = bench.folder / "sixteen"
     _wmrl(bench, ["generate", "--rollouts", str(FRESH)], source, bench.folder / "linking")
     played = shards.scan(source)
     each = played[0].count
     data.mkdir()
-    for k, first in enumerate(range(0, EPISODES - FRESH, each)):
-        name = shards.Name(first, min(each, EPISODES - FRESH - first))
+    for k, first in enumerate(range(0, episodes - FRESH, each)):
+        name = shards.Name(first, min(each, episodes - FRESH - first))
         os.link(source / played[k % len(played)].file, data / name.file)
 
 
@@ -56,7 +57,11 @@ def _peak(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> tuple
     """Peak resident memory in GB (the process and, separately, its largest child), and seconds."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        _command(words, data, logdir), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        _command(bench, words, data, logdir),
+        cwd=bench.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     said = process.stderr.read()
@@ -68,11 +73,13 @@ def _peak(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> tuple
 
 
 def _wmrl(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> None:
-    subprocess.run(_command(words, data, logdir), cwd=bench.folder, check=True, capture_output=True)
+    subprocess.run(_command(bench, words, data, logdir), cwd=bench.folder, check=True, capture_output=True)
 
 
-def _command(words: Sequence[str], data: Path, logdir: Path) -> list[str]:
-    return [WMRL, words[0], "carracing-mdnrnn", "--data", str(data), "--logdir", str(logdir), *words[1:]]
+def _command(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> list[str]:
+    where = ["--data", str(data), "--logdir", str(logdir)]
+    short = ["--set", "env.max_steps=100"] if bench.quick else []
+    return [WMRL, words[0], "carracing-mdnrnn", *where, *short, *words[1:]]
 
 
 def _size(data: Path) -> str:

@@ -22,8 +22,8 @@ ROUNDS = 2
 def train_vae(bench: Bench, wanted: str) -> Iterator[Row]:
     """Rows c and d: V from disk, on one resident batch, and as a plain float32 loop with batches of 32."""
     logdir = bench.folder / "vae"
-    steps = bench.amount(40, 10)
-    sets = [f"fit.vae.steps={steps}", "fit.vae.log_every=5", "fit.vae.validation_batches=1"]
+    steps = bench.amount(120, 15)
+    sets = [f"fit.vae.steps={steps}", f"fit.vae.log_every={bench.amount(20, 5)}", "fit.vae.validation_batches=1"]
     pipe = bench.pipe(*sets, data=bench.data)
     bench.stage(vae_stage.train_vae, "train-vae", logdir, pipe, noreload=True)
     precision = bench.precision(logdir, "vae")
