@@ -27,12 +27,13 @@ def check_components(pipe: Pipeline) -> None:
     """Check the tables of all components, so that a wrong key is an error now and not hours later.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: naming the key, or what the trainer refuses.
     """
     for where in config.GROUPS:
         table = getattr(pipe, where)
         if "from" not in table:
             config.resolved(registry(where), table, where)
+    config.build(registry("trainer"), pipe.trainer, "trainer")  # what it refuses must not become the logdir's own
 
 
 def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:
@@ -57,9 +58,10 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
             continue
         if _same_component(key, stored, asked):
             continue
+        anew_helps = "" if holds(key, ["seed", "env"]) else ", or begin the stage anew with --noreload"
         raise ConfigError(
             f"{key}: {logdir} was begun with {old.get(key)!r}, this call says {new.get(key)!r}; "
-            "take another --logdir, or begin the stage anew with --noreload"
+            f"take another --logdir{anew_helps}"
         )
 
 

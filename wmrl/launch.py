@@ -61,6 +61,11 @@ def _settings(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
     for flag, value in {"--threads": threads, "--max-workers": settings.get("max_workers", 1)}.items():
         if value < 1:
             raise ConfigError(f"{flag} must be at least 1, got {value}")
+    minutes, append = settings.get("minutes"), settings.get("append", 0)
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes must be greater than 0, got {minutes:g}")
+    if append < 0:
+        raise ConfigError(f"--append must not be negative, got {append}")
     return Run(
         device=_device(common["device"]),
         precision=common["precision"],

@@ -209,15 +209,24 @@ def _check(pipe: Pipeline) -> None:
         "test.episodes": pipe.test.episodes,
         **{f"fit.{f}.{k}": getattr(getattr(pipe.fit, f), k) for f in ("vae", "dynamics") for k in POSITIVE},
     }
+    optional = {"env.max_steps": pipe.env.max_steps, "test.max_steps": pipe.test.max_steps}
+    not_negative = {
+        "seed": pipe.seed,
+        "generate.noise": pipe.generate.noise,
+        **{f"fit.{f}.{k}": getattr(getattr(pipe.fit, f), k) for f in ("vae", "dynamics") for k in NOT_NEGATIVE},
+    }
+    positive |= {k: v for k, v in optional.items() if v is not None}
     for key, value in positive.items():
-        if value <= 0:
+        if not value > 0:
             raise ConfigError(f"{key}: must be greater than 0, got {value}")
+    for key, value in not_negative.items():
+        if not value >= 0:
+            raise ConfigError(f"{key}: must not be negative, got {value}")
     if not 0 < pipe.validation < 1:
         raise ConfigError(f"validation: must lie between 0 and 1, got {pipe.validation}")
-    if pipe.seed < 0:
-        raise ConfigError(f"seed: must not be negative, got {pipe.seed}")
     if pipe.generate.policy == "controller" and not pipe.generate.controller:
         raise ConfigError("generate.controller: policy 'controller' needs the logdir of a trained controller")
 
 
 POSITIVE = ("steps", "batch", "length", "learning_rate", "validate_every", "validation_batches", "log_every")
+NOT_NEGATIVE = ("warmup", "clip", "plateau", "patience")

@@ -90,7 +90,7 @@ def last() -> Path | None:
     """The logdir used last, if it still exists."""
     try:
         path = Path(LAST.read_text().strip())
-    except OSError:
+    except (OSError, ValueError):
         return None
     return path if path.is_dir() and (path / STORED).exists() else None
 
@@ -119,7 +119,8 @@ def _merged(old: Iterable[str], new: Iterable[str], begins: str | None) -> tuple
 def _override(name: str, table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
     sets = list(sets)
     moved = sources.with_overrides(table, sets)
-    env = moved.get("env", {}).get("id", own_env)
+    table_of_env = moved.get("env", {})
+    env = table_of_env.get("id", own_env) if isinstance(table_of_env, dict) else own_env
     if data is not None:
         moved["data"] = str(data)
     elif env != own_env and not any(s.startswith("data=") for s in sets):

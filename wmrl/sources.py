@@ -62,6 +62,8 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no pipeline file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
@@ -87,6 +89,8 @@ def _kept(logdir: Path) -> dict[str, Any]:
             raise ValueError("it is no pipeline")
     except FileNotFoundError:
         raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
+    except OSError as error:
+        raise ArtifactError(f"{logdir / STORED} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
     return kept

@@ -72,16 +72,7 @@ class Store:
         """
         if not self.exists(name):
             raise ArtifactError(f"{self.path(name)} is missing; make it: wmrl {MAKERS.get(name, name)} {self._where()}")
-        found = artifact.read(self.path(name), name)
-        if "from" not in found.facts:
-            return found
-        other = artifact.read(Path(found.facts["from"]), name)
-        if other.hash != found.hash:
-            raise ContractError(
-                f"{found.facts['from']} has changed since {self.path(name)} referred to it; "
-                f"run: wmrl {MAKERS[name]} {self._where()} --noreload"
-            )
-        return other
+        return follow(self.path(name), name)[1]
 
     def save(self, name: str, made: Artifact) -> None:
         """Write a complete artifact; its training state stays, so that the stage can be prolonged.
@@ -96,10 +87,12 @@ class Store:
 
         Raises:
             ArtifactError: if there is no such artifact at `target`.
+            ConfigError: if that artifact is this very file, which would be lost.
+            ContractError: if `target` refers to an artifact that has changed since.
         """
-        path = Path(target)
-        path = path / f"{name}.h5" if path.is_dir() else path
-        other = artifact.read(path, name)
+        path, other = follow(Path(target), name)
+        if path.resolve() == self.path(name).resolve():
+            raise ConfigError(f"{target} is {self.path(name)} itself, or refers to it: name another logdir")
         self.save(name, Artifact(name, parents=other.parents, facts={"from": str(path), "hash": other.hash}))
 
     def save_part(self, name: str, tree: dict[str, Any]) -> None:
@@ -204,6 +197,26 @@ class Store:
 
     def _where(self) -> str:
         return f"--logdir {self.logdir}"
+
+
+def follow(path: Path, name: str) -> tuple[Path, Artifact]:
+    """The artifact `name` in the file or logdir `path`, or the one that it refers to (`from`), and where that lies.
+
+    Raises:
+        ArtifactError: if a file is missing or damaged.
+        ContractError: if a file refers to one that has changed since.
+    """
+    path = path / f"{name}.h5" if path.is_dir() else path
+    found = artifact.read(path, name)
+    if "from" not in found.facts:
+        return path, found
+    end, other = follow(Path(found.facts["from"]), name)
+    if other.hash != found.hash:
+        raise ContractError(
+            f"{found.facts['from']} has changed since {path} referred to it; "
+            f"run: wmrl {MAKERS[name]} --logdir {path.parent} --noreload"
+        )
+    return end, other
 
 
 @contextlib.contextmanager

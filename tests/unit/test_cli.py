@@ -92,6 +92,11 @@ def test_flags_set_keys(capsys, stage, flags, keys):
         ("train-vae --precision half", 2, "error: --precision is auto, fp32 or bf16, not 'half'"),
         ("train-vae --set dynamics.hiden=3", 2, "error: dynamics.hiden: unknown key; did you mean 'hidden'?"),
         ("train-vae --set trainer.populatio=3", 2, "did you mean 'population'?"),
+        ("train-vae --minutes -1", 2, "error: --minutes must be greater than 0, got -1"),
+        ("train-vae --set env=5", 2, "error: env: expected Env, got 5"),
+        ("generate --append -1", 2, "error: --append must not be negative, got -1"),
+        ("test-controller --episodes 0", 2, "error: --episodes must be at least 1, got 0"),
+        ("render --fps 0", 2, "error: --reset-every is not negative"),
         ("generate --threads 0", 2, "error: --threads must be at least 1, got 0"),
         ("train-vae", 3, "datasets/carracing"),
         ("train-dynamics", 3, "datasets/carracing"),
@@ -112,6 +117,13 @@ def test_errors_are_one_line_with_their_exit_code(capsys, argv, code, message):
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="no pipeline 'nope'"):
         cli.main(["train-vae", "nope", "--debug"])
+
+
+def test_what_the_trainer_refuses_is_not_kept(capsys, tmp_path):
+    for stage in ("generate", "train-controller"):
+        code, _, err = call(capsys, stage, "--logdir", "here", "--set", "trainer.population=3")
+        assert code == 2 and "population must be at least 4, got 3" in err
+    assert not (tmp_path / "here/pipeline.json").exists()
 
 
 def test_a_failure_stands_in_the_stage_log(capsys, tmp_path):

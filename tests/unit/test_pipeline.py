@@ -44,6 +44,9 @@ def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
         ("generate.rollouts=0", "generate.rollouts: must be greater than 0, got 0"),
         ("validation=1.0", "validation: must lie between 0 and 1, got 1.0"),
         ("seed=-1", "seed: must not be negative, got -1"),
+        ("fit.vae.learning_rate=nan", "fit.vae.learning_rate: must be greater than 0, got nan"),
+        ("env.max_steps=0", "env.max_steps: must be greater than 0, got 0"),
+        ("fit.dynamics.clip=-1.0", "fit.dynamics.clip: must not be negative, got -1.0"),
         ("nonsense", "--set takes a.b=c, got 'nonsense'"),
         ("seed.x=1", "seed.x: 'seed' is a value, not a table"),
         (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wmrl import pipeline, session, sources
-from wmrl.errors import ConfigError
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.session import Asked, Session
 from wmrl.store import Store
 
@@ -47,6 +47,18 @@ def test_nothing_said_is_the_logdir_used_last(capsys):
 def test_a_logdir_that_is_gone_is_forgotten():
     session.remember(Path("runs/gone"))
     assert session.last() is None and resolve(Asked())[0].seed == 1
+
+
+def test_a_damaged_note_of_the_last_logdir_is_ignored():
+    session.LAST.parent.mkdir()
+    session.LAST.write_bytes(b"\xff\xfe")
+    assert session.last() is None and resolve(Asked())[0].seed == 1
+
+
+def test_an_unreadable_stored_pipeline_is_one_sentence():
+    Path("here", sources.STORED).mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"pipeline\.json cannot be read"):
+        resolve(Asked(logdir=Path("here")))
 
 
 def test_the_pipeline_of_a_logdir_holds():

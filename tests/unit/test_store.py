@@ -95,6 +95,27 @@ def test_a_reference_copies_nothing_and_notices_a_change(store, tmp_path):
         store.load("dynamics")
 
 
+def test_a_reference_to_a_reference_refers_to_what_lies_there(store, tmp_path):
+    first, second = (Store(tmp_path / name, store.pipe) for name in ("first", "second"))
+    made = small_dynamics()[1]
+    first.save("dynamics", made)
+    second.refer("dynamics", str(first.logdir))
+    store.refer("dynamics", str(second.logdir))
+    second.path("dynamics").unlink()
+    assert store.load("dynamics").hash == made.hash and store.load("dynamics").tensors
+
+
+def test_an_artifact_does_not_become_a_reference_to_itself(store, tmp_path):
+    other = Store(tmp_path / "other", store.pipe)
+    store.save("dynamics", small_dynamics()[1])
+    other.refer("dynamics", str(store.logdir))
+    before = store.path("dynamics").read_bytes()
+    for target in (store.logdir, other.logdir):
+        with pytest.raises(ConfigError, match="itself"):
+            store.refer("dynamics", str(target))
+    assert store.path("dynamics").read_bytes() == before
+
+
 def test_a_part_comes_back_and_can_be_dropped(store):
     assert store.load_part("vae") is None and not store.begun("vae")
     store.save_part("vae", {"step": 3, "model": {"w": torch.ones(2)}, "best": None})
@@ -132,7 +153,8 @@ def test_a_changed_key_of_a_begun_stage_names_itself(store, override, message):
     begun(store, "vae")
     with pytest.raises(ConfigError) as error:
         reconcile(store.logdir, store.pipe, pipeline.load(None, [override]))
-    assert str(error.value).startswith(message) and "--noreload" in str(error.value)
+    assert str(error.value).startswith(message) and "--logdir" in str(error.value)
+    assert ("--noreload" in str(error.value)) == (not message.startswith(("seed", "env")))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from wmrl import artifact
 from wmrl.artifact import Artifact
 from wmrl.curves import label
 from wmrl.envs.names import canonical
-from wmrl.errors import ArtifactError, TargetMissed
+from wmrl.errors import ArtifactError, ConfigError, TargetMissed
 from wmrl.evaluation import Score, protocol, random_score, scores_in
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
@@ -69,11 +69,15 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
 
     Raises:
         ArtifactError: if a part, or a baseline's score, is missing.
+        ConfigError: if a flag's number makes no sense.
         ContractError: if the parts were not made for each other.
         TargetMissed: if the mean return is below the target; everything is saved and shown before.
         Stopped: after a signal; the episodes finished are kept.
     """
     options = options or TestOptions()
+    for flag, value in {"--episodes": options.episodes, "--max-steps": options.max_steps}.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {value}")
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
     scores = _play(pipe, store, log, run, options)
     numbers = asdict(scores[0].summary())

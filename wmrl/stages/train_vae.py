@@ -19,7 +19,7 @@ from wmrl.pipeline import Fit, Pipeline
 from wmrl.representations import REPRESENTATIONS
 from wmrl.run import Run
 from wmrl.spec import Batch, Loss
-from wmrl.store import Store
+from wmrl.store import Store, follow
 
 NAME = "vae"
 SHOWN = 8
@@ -65,8 +65,7 @@ def fresh(pipe: Pipeline, episodes: Episodes) -> Any:
 
 def _refer(target: str, episodes: Episodes, store: Store, log: Log) -> None:
     """Let LOGDIR/vae.h5 be another run's representation, if it sees frames like these."""
-    path = Path(target)
-    (sees,) = artifact.read(path / f"{NAME}.h5" if path.is_dir() else path, NAME).given
+    (sees,) = follow(Path(target), NAME)[1].given
     if sees != episodes.observation:
         raise ContractError(f"{target} sees {sees}, but {episodes.path} holds {episodes.observation}")
     store.refer(NAME, target)
