@@ -59,9 +59,9 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
         if _same_component(key, stored, asked):
             continue
         anew_helps = "" if holds(key, ["seed", "env"]) else ", or begin the stage anew with --noreload"
+        before, now = (repr(table[key]) if key in table else "its default" for table in (old, new))
         raise ConfigError(
-            f"{key}: {logdir} was begun with {old.get(key)!r}, this call says {new.get(key)!r}; "
-            f"take another --logdir{anew_helps}"
+            f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"
         )
 
 

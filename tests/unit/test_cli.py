@@ -96,7 +96,7 @@ def test_flags_set_keys(capsys, stage, flags, keys):
         ("train-vae --set env=5", 2, "error: env: expected Env, got 5"),
         ("generate --append -1", 2, "error: --append must not be negative, got -1"),
         ("test-controller --episodes 0", 2, "error: --episodes must be at least 1, got 0"),
-        ("render --fps 0", 2, "error: --reset-every is not negative"),
+        ("render --fps 0", 2, "error: --reset-every and --temperature are not negative"),
         ("generate --threads 0", 2, "error: --threads must be at least 1, got 0"),
         ("train-vae", 3, "datasets/carracing"),
         ("train-dynamics", 3, "datasets/carracing"),

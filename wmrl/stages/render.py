@@ -100,8 +100,8 @@ def _check(options: RenderOptions) -> None:
         raise ConfigError(f"--out {options.out}: a film is a .mp4 or a .gif (with --strip or --curves: a .png)")
     if options.height < 16 or (options.steps is not None and options.steps < 1) or options.moments < 1:
         raise ConfigError("--height is at least 16 pixels, --steps and --moments at least 1")
-    if options.reset_every < 0 or not options.temperature > 0 or (options.fps is not None and not options.fps > 0):
-        raise ConfigError("--reset-every is not negative, --temperature and --fps are greater than 0")
+    if options.reset_every < 0 or not options.temperature >= 0 or (options.fps is not None and not options.fps > 0):
+        raise ConfigError("--reset-every and --temperature are not negative, --fps is greater than 0")
     if options.data and (options.fresh or options.native):
         raise ConfigError("--from-data shows a recorded episode, --fresh and --native play a new one: choose")
 
