@@ -4,9 +4,9 @@ A wave is a number of episodes that begin together. Finished rows are dropped fr
 dynamics and the controllers, so that they cost nothing.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -109,9 +109,9 @@ def play(
         action = actor.step(obs)
 
 
-def waves(rows: int, n: int) -> list[slice]:
-    """Cut `rows` rollouts into equal waves of at most `n`."""
-    count = -(-rows // n)
+def waves(rows: int, n: int, least: int = 1) -> list[slice]:
+    """Cut `rows` rollouts into equal waves of at most `n`; into `least` waves if there are as many rows."""
+    count = min(rows, max(least, -(-rows // n)))
     edges = [round(i * rows / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
@@ -150,7 +150,7 @@ class Policy:
         self, controller: Any, parameters: Tensor | None = None, *, sample: bool = False, noise: float = 0.0
     ) -> None:
         self.controller, self.parameters, self.sample, self.noise = controller, parameters, sample, noise
-        self._module = _Act(controller).eval()
+        self._module = _Act(copy.deepcopy(controller)).eval()  # torch.func swaps its parameters: one for each thread
         self._many: dict[str, Tensor] = {}
         self._memory: State = ()
 
@@ -244,55 +244,3 @@ def check_finite(view: Tensor) -> None:
         raise UserError(
             "the dynamics model produced features that are not finite; train it again (wmrl train-dynamics)"
         )
-
-
-@dataclass
-class Rollouts:
-    """How a wave is set up, awake or asleep; makes `Score` functions (see `wmrl.trainers.grounds`).
-
-    Args:
-        env: What is stepped.
-        actor: Policy -> what acts in it.
-        controller: The module whose parameters the candidates are.
-        alive: Most rows in a wave.
-        device: Where the candidates' parameters live.
-        max_steps: Episodes are truncated after so many steps.
-    """
-
-    env: Stepper
-    actor: Callable[[Policy], Actor]
-    controller: nn.Module
-    alive: int
-    device: torch.device
-    max_steps: int | None = None
-
-    def __call__(
-        self,
-        parameters: np.ndarray,
-        seeds: np.ndarray,
-        cells: np.ndarray,
-        scores: Any,
-        *,
-        abort: int = 0,
-        after_wave: Callable[[], None] = lambda: None,
-        tick: Callable[[int, int], None] = lambda rollouts, steps: None,
-    ) -> None:
-        """As `wmrl.trainers.grounds.Score`."""
-        for part in waves(len(cells), self.alive):
-            who, what = cells[part].T
-            if scores.played[who, what].all():
-                continue
-            rows = torch.as_tensor(parameters[who], dtype=torch.float32, device=self.device)
-            wave = [int(seed) for seed in seeds[what]]
-            actor, on_step = self.actor(Policy(self.controller, rows)), _counter(len(wave), tick)
-            played = play(self.env, actor, wave, max_steps=self.max_steps, on_step=on_step, abort=abort)
-            if not np.isfinite(played.returns).all():
-                raise UserError("the rewards of a rollout are not finite numbers; nothing can be learnt from them")
-            scores.returns[who, what] = played.returns
-            scores.steps[who, what] = played.lengths
-            after_wave()
-
-
-def _counter(rows: int, tick: Callable[[int, int], None]) -> OnStep:
-    """Tells `tick` how many of a wave's rollouts have ended and how many steps it just took."""
-    return lambda ids, obs, action, outcome: tick(rows - len(ids), len(ids))

@@ -23,7 +23,7 @@ LAYERS = [
     {"nn"},
     {"representations", "dynamics", "controllers", "data", "envs"},
     {"world"},
-    {"rollout"},
+    {"rollout", "population"},
     {"trainers"},
     {"store", "continuing", "agreement", "fit", "dream", "evaluation", "scoring", "panels"},
     {"stages"},

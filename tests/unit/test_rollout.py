@@ -11,7 +11,8 @@ from wmrl import interrupts
 from wmrl.controllers.linear import Linear
 from wmrl.dream import Dream, Dreamer
 from wmrl.errors import Stopped, UserError
-from wmrl.rollout import Agent, Policy, Rollouts, play, waves
+from wmrl.population import Rollouts
+from wmrl.rollout import Agent, Policy, play, waves
 from wmrl.seeding import rng
 from wmrl.spec import Actions, Step
 from wmrl.trainers.grounds import Scores
@@ -119,7 +120,7 @@ def test_finished_rows_are_dropped_everywhere(world, controller) -> None:
 def test_a_population_scores_as_its_members_one_by_one(world, controller) -> None:
     parameters, scores = _parameters(5), Scores.empty(5, len(SEEDS))
     cells = np.array([(p, s) for p in range(5) for s in range(len(SEEDS))])
-    together = Rollouts(Counter(), lambda policy: Agent(world, policy), controller, 8, torch.device("cpu"))
+    together = Rollouts([Counter()], lambda policy: Agent(world, policy), controller, 8, torch.device("cpu"))
     together(parameters, SEEDS, cells, scores)
     for p, row in enumerate(parameters):
         nn.utils.vector_to_parameters(torch.tensor(row, dtype=torch.float32), controller.parameters())
@@ -139,7 +140,7 @@ def test_waves_are_equal_cover_all_and_those_played_are_skipped(world, controlle
     cells, done = np.array([(0, s) for s in range(6)]), []
     scores = Scores.empty(1, 6)
     scores.returns[0, :3] = 7.0
-    rollouts = Rollouts(Counter(), lambda policy: Agent(world, policy), controller, 3, torch.device("cpu"))
+    rollouts = Rollouts([Counter()], lambda policy: Agent(world, policy), controller, 3, torch.device("cpu"))
     rollouts(_parameters(1), SEEDS, cells, scores, after_wave=lambda: done.append(scores.played.sum()))
     assert done == [6] and (scores.returns[0, :3] == 7).all()
 
@@ -200,7 +201,7 @@ class Counting(nn.Module):
 
 
 def test_memories_march_with_their_rows_and_frames_can_be_looked_at(world) -> None:
-    rollouts = Rollouts(Counter(), lambda policy: Agent(world, policy), Counting(), 8, torch.device("cpu"))
+    rollouts = Rollouts([Counter()], lambda policy: Agent(world, policy), Counting(), 8, torch.device("cpu"))
     scores = Scores.empty(2, 3)
     cells = np.array([(p, s) for p in range(2) for s in range(3)])
     rollouts(np.array([[1.0], [-2.0]]), np.array([3, 4, 5]), cells, scores)
@@ -224,7 +225,7 @@ def test_noise_is_repeatable_and_bounded(world, controller) -> None:
 def test_dreams_run_on_the_same_path_and_end_as_the_model_says(world, controller) -> None:
     bank = torch.tensor([[0.0, 0.0], [30.0, 0.0]])
     dream = Dream(world, controller, bank, max_steps=6)
-    rollouts = Rollouts(dream, Dreamer, controller, 64, torch.device("cpu"))
+    rollouts = Rollouts([dream], Dreamer, controller, 64, torch.device("cpu"))
     cells = np.array([(p, s) for p in range(3) for s in range(20)])
     results = []
     for _ in range(2):

@@ -133,7 +133,12 @@ def test_saves_the_best_mean_with_its_history_and_parents(pipe, tmp_path) -> Non
     assert history["generation"].tolist() == [1, 2, 3, 4] and np.diff(history["steps"]).min() >= 48
     assert history["mean"][-1] > history["mean"][0]
     assert validation["returns"].shape == (2, 4) and made.facts["last"].shape == (8,)
-    assert made.facts["choices"] == {"environments": 5, "torch_threads": torch.get_num_threads(), "precision": "fp32"}
+    assert made.facts["choices"] == {
+        "environments": 5,
+        "lanes": 1,
+        "torch_threads": torch.get_num_threads(),
+        "precision": "fp32",
+    }
     controller, _ = store.component("controller")
     assert controller.out.weight.any() and not any(p.requires_grad for p in controller.parameters())
     rows = (store.logdir / "metrics/train-controller.jsonl").read_text()

@@ -38,6 +38,9 @@ class PoolEnv(PixelEnv):
     slot s is number s // 2 of pool s % 2.
     """
 
+    free_of_python = True
+    """Several of these can be stepped at once from threads of Python."""
+
     def __init__(self, env: Env, n: int, *, threads: int):
         self._id, self._threads = canonical(env.id)[0], threads
         limit, space, actions = _spaces(self._id)

@@ -20,8 +20,9 @@ from wmrl.dream import Dream, Dreamer
 from wmrl.errors import ArtifactError, ContractError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
-from wmrl.rollout import Agent, Policy, Rollouts, play
-from wmrl.run import Run
+from wmrl.population import Rollouts
+from wmrl.rollout import Agent, Policy, play
+from wmrl.run import Run, cores
 from wmrl.seeding import number
 from wmrl.spec import Actions, Space
 from wmrl.store import Store
@@ -114,8 +115,9 @@ class Progress:
             ContractError: if it was begun with other parents.
         """
         trainer = config.resolved(TRAINERS, pipe.trainer, "trainer")
+        lanes = _lanes(pipe, run)
         alive = min(run.max_workers, PER_THREAD * run.threads)
-        choices = {"environments": alive, "torch_threads": torch.get_num_threads()}
+        choices = {"environments": alive, "lanes": lanes, "torch_threads": torch.get_num_threads()}
         part = None if run.noreload else store.load_part(NAME)
         if part is None:
             complete = not run.noreload and store.exists(NAME) and _settled(store, parents, trainer)
@@ -187,23 +189,25 @@ def _grounds(
 
     @functools.cache
     def awake() -> Rollouts:
-        n = course.choices["environments"]
-        env = stack.enter_context(envs.make(pipe.env, n, threads=run.threads))
+        n, lanes = course.choices["environments"], course.choices["lanes"]
+        each, threads = max(1, n // lanes), max(1, run.threads // lanes)
+        games = [stack.enter_context(envs.make(pipe.env, each, threads=threads)) for _ in range(lanes)]
+        env = games[0]
         _fits(env, episodes, pipe)
         if "precision" not in course.choices:
-            course.choices["precision"] = _precision(world, env.observation, n, run)
+            course.choices["precision"] = _precision(world, env.observation, each, run)
         precision = course.choices["precision"]
-        threads = f"{run.threads} environment threads, {torch.get_num_threads()} torch threads"
-        log.say(f"{n} environments at once, {threads}, {run.device}, frames encoded in {precision}")
-        preflight = [number(pipe.seed, "preflight", i) for i in range(min(n, 2))]
+        lines = f"{lanes} waves of {each} at a time" if lanes > 1 else f"waves of {each}"
+        log.say(f"{n} environments at once, {lines}, {run.device}, frames encoded in {precision}")
+        preflight = [number(pipe.seed, "preflight", i) for i in range(min(each, 2))]
         play(env, Agent(world, Policy(controller), precision), preflight, max_steps=3)
-        return Rollouts(env, lambda policy: Agent(world, policy, precision), controller, n, device)
+        return Rollouts(games, lambda policy: Agent(world, policy, precision), controller, each, device)
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = _bank(world, episodes, device)
         dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
         log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
-        return Rollouts(dream, Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
+        return Rollouts([dream], Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step = step
@@ -222,6 +226,12 @@ def _grounds(
         say=log.say,
         over=run.over,
     )
+
+
+def _lanes(pipe: Pipeline, run: Run) -> int:
+    """How many waves to play at a time: one for each core, if games step outside Python and the network is on the CPU."""
+    apart = getattr(envs.backend(pipe.env), "free_of_python", False) and torch.device(run.device).type == "cpu"
+    return max(1, min(run.threads, cores(), run.max_workers)) if apart else 1
 
 
 def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> precisions.Choice:
