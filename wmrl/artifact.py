@@ -89,6 +89,17 @@ def read(path: Path, role: str) -> Artifact:
     return Artifact(role, about["component"], given, tensors, about["parents"], about["facts"])
 
 
+def equal(one: Artifact, other: Artifact) -> bool:
+    """Whether two artifacts have the same content, parents and facts, whoever made them and when."""
+    facts = [{k: v for k, v in a.facts.items() if k not in ("provenance", "pipeline")} for a in (one, other)]
+    return (one.hash, one.parents, _text(facts[0])) == (other.hash, other.parents, _text(facts[1]))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    """Facts as they are stored, in words."""
+    return json.dumps(plain(facts), sort_keys=True, default=lambda value: np.asarray(value).tolist())
+
+
 def of(module: Any, role: str, component: dict[str, Any], given: tuple, **more: Any) -> Artifact:
     """An artifact of a module's weights.
 

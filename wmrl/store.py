@@ -74,13 +74,22 @@ class Store:
             raise ArtifactError(f"{self.path(name)} is missing; make it: wmrl {MAKERS.get(name, name)} {self._where()}")
         return follow(self.path(name), name)[1]
 
-    def save(self, name: str, made: Artifact) -> None:
+    def save(self, name: str, made: Artifact) -> bool:
         """Write a complete artifact; its training state stays, so that the stage can be prolonged.
+
+        An equal artifact that is there already is left alone, so that it keeps saying who made it.
+
+        Returns:
+            Whether it was written.
 
         Raises:
             ArtifactError: if it cannot be written.
         """
+        with contextlib.suppress(ArtifactError):
+            if artifact.equal(artifact.read(self.path(name), name), made):
+                return False
         artifact.with_facts(made, pipeline=self.pipe.table()).write(self.path(name))
+        return True
 
     def refer(self, name: str, target: str) -> None:
         """Let `name` be an artifact that lies elsewhere: nothing is copied.

@@ -104,8 +104,7 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         parents={"data": episodes.hash, "representation": hash_},
         facts=facts,
     )
-    store.save(NAME, made)
-    log.say(f"saved {store.path(NAME)}")
+    log.say(f"saved {store.path(NAME)}" if store.save(NAME, made) else f"{store.path(NAME)} is up to date")
     log.result({"stage": "train-dynamics", "artifact": str(store.path(NAME)), "hash": made.hash, **facts})
 
 

@@ -51,8 +51,7 @@ def train_vae(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     component = resolved(REPRESENTATIONS, pipe.representation, "representation")
     parents = {"data": episodes.hash}
     made = artifact.of(module, NAME, component, (episodes.observation,), parents=parents, facts=facts)
-    store.save(NAME, made)
-    log.say(f"saved {store.path(NAME)}")
+    log.say(f"saved {store.path(NAME)}" if store.save(NAME, made) else f"{store.path(NAME)} is up to date")
     log.result({"stage": "train-vae", "artifact": str(store.path(NAME)), "hash": made.hash, **facts})
 
 
