@@ -54,7 +54,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
             continue
-        if key in MAY_CHANGE or (key in MAY_GROW and new.get(key, 0) >= old.get(key, 0)):
+        if key in MAY_CHANGE or (key in MAY_GROW and _value(key, asked) >= _value(key, stored)):
             continue
         if _same_component(key, stored, asked):
             continue
@@ -63,6 +63,14 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
         raise ConfigError(
             f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"
         )
+
+
+def _value(key: str, pipe: Pipeline) -> Any:
+    """The value of a key that may grow, its default included."""
+    where, _, name = key.partition(".")
+    table = pipe.table()[where]
+    table = config.resolved(registry(where), table, where) if where in config.GROUPS else _flat(table)
+    return table.get(name, 0)
 
 
 def holds(key: str, sections: Iterable[str]) -> bool:

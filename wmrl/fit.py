@@ -154,6 +154,7 @@ class _Training:
         continuing.threads(self.name, tree["threads"], self.log)
         self.precision = continuing.precision(self.name, tree["precision"], self.run.precision, self.log)
         if grown:
+            self.log.rewind(-1)  # the steps begin anew, and so do their metrics
             self.log.say(f"{grown} has grown: {self.settings.steps} more steps from the weights trained so far")
             return
         self.progress, self.best = Progress.of(tree["progress"]), _tensors(tree["best"])

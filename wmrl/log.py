@@ -17,9 +17,9 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from wmrl.errors import ConfigError, UserError
+from wmrl.errors import ConfigError, UserError, missing_extra
 from wmrl.progress import Bar, Meter, Plain, wants_bar
-from wmrl.sinks import TRACKERS, Guarded, Jsonl, Sink, TensorBoard, installed
+from wmrl.sinks import TRACKERS, Guarded, Jsonl, TensorBoard, installed
 
 SCHEMA_VERSION = 1
 
@@ -88,7 +88,9 @@ class Log:
         if track is not None:
             if track not in TRACKERS:
                 raise ConfigError(f"there is no tracker {track!r}; choose one of {', '.join(TRACKERS)}")
-            chosen.append((track, lambda: _tracker(track, stage, logdir)))
+            if not installed(track):
+                raise missing_extra(track)
+            chosen.append((track, lambda: TRACKERS[track](stage, logdir)))
         return chosen
 
     @classmethod
@@ -219,12 +221,6 @@ class Log:
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _tracker(track: str, stage: str, logdir: Path) -> Sink:
-    if not installed(track):
-        raise ModuleNotFoundError(f"{track} is not installed: pip install 'wmrl[{track}]'")
-    return TRACKERS[track](stage, logdir)
 
 
 def _json(value: Any) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,7 @@ class Store:
             yield
 
     def _where(self) -> str:
-        return f"--logdir {self.logdir}"
+        return f"--logdir {shlex.quote(str(self.logdir))}"
 
 
 def follow(path: Path, name: str) -> tuple[Path, Artifact]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wmrl import progress, sinks
-from wmrl.errors import ConfigError
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.log import Log
 from wmrl.progress import Bar, Meter, span, wants_bar
 from wmrl.sinks import read_metrics
@@ -173,11 +173,10 @@ def test_a_chatty_sink_leaves_stdout_alone(tmp_path, capsys, monkeypatch):
     assert "* finished" in lines(tmp_path)
 
 
-def test_a_tracker_that_is_not_installed_warns_with_the_command(tmp_path, capsys, monkeypatch):
+def test_a_tracker_that_is_asked_for_and_not_installed_is_an_error_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("wmrl.log.installed", lambda module: False)
-    with Log("s", tmp_path, track="wandb") as log:
-        log.metrics(0, {"a": 0})
-    assert "pip install 'wmrl[wandb]'" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match=r"pip install 'wmrl\[wandb\]'"):
+        Log("s", tmp_path, track="wandb")
 
 
 def test_an_unknown_tracker_is_a_configuration_error(tmp_path):

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wmrl import curves, panels
-from wmrl.errors import ConfigError
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.log import Log
 from wmrl.panels import Column
 from wmrl.pipeline import Pipeline
@@ -77,7 +77,8 @@ def render(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOpti
     options = options or RenderOptions()
     _check(options)
     if options.curves:
-        path = curves.draw([store.logdir, *options.compare], options.out or store.logdir / "videos" / "curves.png")
+        with _writing():
+            path = curves.draw([store.logdir, *options.compare], options.out or store.logdir / "videos" / "curves.png")
         _told(log, [path])
         return
     subject = choose(pipe, store, log, run, options)
@@ -88,7 +89,18 @@ def render(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOpti
     else:
         columns, headers = _columns(pipe, store, log, run, options, subject), _headers(subject.episode)
         name = subject.name
-    _told(log, _write(store, options, columns, headers, name, options.fps or subject.fps))
+    with _writing():
+        paths = _write(store, options, columns, headers, name, options.fps or subject.fps)
+    _told(log, paths)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """A file that cannot be written is the user's affair, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {error.strerror or error}") from error
 
 
 def _check(options: RenderOptions) -> None:

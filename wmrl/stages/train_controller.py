@@ -229,7 +229,7 @@ def _grounds(
 
 
 def _lanes(pipe: Pipeline, run: Run) -> int:
-    """How many waves to play at a time: one for each core, if games step outside Python and the network is on the CPU."""
+    """How many waves to play at a time: one for each core, if games step outside Python and the network is here too."""
     apart = getattr(envs.backend(pipe.env), "free_of_python", False) and torch.device(run.device).type == "cpu"
     return max(1, min(run.threads, cores(), run.max_workers)) if apart else 1
 

@@ -68,8 +68,10 @@ class Evolve:
         _at_least(1, samples=samples, generations=generations, dream_steps=dream_steps)
         _at_least(1, validate_every=validate_every, validation_episodes=validation_episodes)
         _at_least(0, abort=abort, halving=halving, keep_every=keep_every)
-        if not sigma > 0:
-            raise ValueError(f"sigma must be greater than 0, got {sigma}")
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be greater than 0 and finite, got {sigma}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         if halving and (halving + 1 > samples or population >> halving < 1):
             raise ValueError(f"halving {halving} is too much for {population} candidates and {samples} samples")
         self.population, self.samples, self.sigma, self.generations = population, samples, sigma, generations
@@ -185,7 +187,8 @@ class _Search:
             cells = np.array([(p, s) for s in block for p in left])
             self._play(candidates, seeds, cells, scores)
             if k + 1 < len(blocks):
-                order = np.argsort(-np.nanmean(scores.returns[left], 1), kind="stable")
+                seen = np.concatenate(blocks[: k + 1])  # later ones may be there too, from before an interruption
+                order = np.argsort(-scores.returns[np.ix_(left, seen)].mean(1), kind="stable")
                 left = np.sort(left[order[: math.ceil(len(left) / 2)]])
         mean = np.nanmean(scores.returns, 1)
         ceiling[np.setdiff1d(np.arange(len(candidates)), left)] = mean[left].min()
