@@ -107,7 +107,7 @@ def dream(world: WorldModel, episode: Episode, how: Dreaming, *, every: int) -> 
         world: The frozen world model.
         episode: What happened.
         how: Seed, temperature, device.
-        every: Steps after which the dream begins again from what really happened; 0: never.
+        every: Dreamt steps after which the truth is shown, and the dream begins again from it; 0: never.
     """
     rng = generator(how.seed, "dream column", device=how.device)
     obs = torch.from_numpy(np.ascontiguousarray(episode.obs)).to(how.device)
@@ -120,7 +120,7 @@ def dream(world: WorldModel, episode: Episode, how: Dreaming, *, every: int) -> 
         since, expected = since + 1, expected + float(reward)
         if every:
             awake = world.observe(awake, action[t : t + 1], obs[t + 1 : t + 2], rng=rng)
-            if since >= every:
+            if since > every:
                 asleep, since, expected = awake, 0, 0.0
         frames += _pictures(world.frame(asleep))
         notes.append(f"+{since} steps, reward {expected:.1f}" if since else "awake")
