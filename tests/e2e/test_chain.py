@@ -39,12 +39,13 @@ validate_every = 10
 validation_batches = 1
 log_every = 5
 """
+pytestmark = pytest.mark.timeout(900)  # on a busy machine
 STAGES = ("generate", "train-vae", "train-dynamics", "train-controller", "test-controller", "render")
 
 
 def wmrl_(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess:
     """Run `wmrl WORDS` in `folder` and check its exit code."""
-    done = subprocess.run([WMRL, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([WMRL, *words], cwd=folder, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == code, f"wmrl {' '.join(words)} exited {done.returncode}:\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
