@@ -1,16 +1,18 @@
 """Play the episodes of a protocol, wave by wave, so that a killed test continues where it was."""
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from wmrl import evaluation, files
 from wmrl.envs import make
@@ -23,6 +25,8 @@ from wmrl.rollout import play, waves
 from wmrl.run import cores
 
 ENVPOOL_ROWS = 32  # environments of a wave there: batches large enough, and a wave still takes less than a minute
+PER_PROCESS = 4  # gymnasium's environments in each process: a wave of CarRacing takes half a minute
+FEW = 16  # rows up to which one thread computes the network: more would only take the environments' cores
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Tally:
 
 def environments(protocol: Protocol, threads: int, most: int) -> int:
     """How many environments to step at once."""
-    wanted = ENVPOOL_ROWS if protocol.backend == "envpool" else threads
+    wanted = ENVPOOL_ROWS if protocol.backend == "envpool" else PER_PROCESS * threads
     return max(1, min(wanted, most, protocol.episodes))
 
 
@@ -106,7 +110,8 @@ def complete(
     table = Env(
         id=protocol.env_id, size=env.size, crop=env.crop, backend=_backend(protocol), max_steps=protocol.max_steps
     )
-    with make(table, tally.environments, threads=min(threads, tally.environments)) as games:
+    few = tally.environments <= FEW
+    with one_thread(few), make(table, tally.environments, threads=min(threads, tally.environments)) as games:
         meter, tally.fps = _Meter(tally, log, protocol.max_steps or games.max_steps), games.fps
         for part in waves(protocol.episodes, tally.environments):
             if part.stop <= len(tally.returns):
@@ -119,6 +124,17 @@ def complete(
             tally.terminated = np.concatenate([tally.terminated, played.terminated])
             tally.episodes += recorder.episodes()
             save()
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Compute with one thread, if that is `wanted`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def game_seeds(protocol: Protocol) -> list[int]:

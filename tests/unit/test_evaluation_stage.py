@@ -12,6 +12,11 @@ from wmrl.run import Run
 from wmrl.stages.test_controller import TestOptions, test_controller
 
 
+@pytest.fixture(autouse=True)
+def _small_waves(monkeypatch):
+    monkeypatch.setattr(scoring, "PER_PROCESS", 1)
+
+
 def run_test(store, *, threads=2, as_json=False, **options):
     run = {"noreload": options.pop("noreload", False)}
     with Log("test-controller", store.logdir, progress=False, verbosity=-1, as_json=as_json) as log:
