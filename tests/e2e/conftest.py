@@ -22,7 +22,7 @@ representation = { kind = "vae", latent = 4 }
 dynamics = { kind = "mdn-rnn", hidden = 8, mixtures = 2 }
 controller = { kind = "linear" }
 trainer = { kind = "cma-es", population = 4, samples = 2, generations = 3, validate_every = 1, validation_episodes = 2 }
-test = { episodes = 4 }
+test = { episodes = 12 }
 [fit.vae]
 steps = 12
 batch = 4
