@@ -18,6 +18,7 @@ from wmrl.protocols import Actor
 from wmrl.recording import Episode, Recorder, episodes_in
 from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run
+from wmrl.scoring import one_thread
 from wmrl.seeding import number
 from wmrl.store import Store
 
@@ -85,7 +86,7 @@ def _from_data(store: Store, i: int) -> Subject:
 def _fresh(pipe: Pipeline, store: Store, log: Log, run: Run, options: "RenderOptions") -> Subject:
     seed = seed_of(pipe, options)
     table = dataclasses.replace(pipe.env, backend="gymnasium", max_steps=options.steps or pipe.env.max_steps)
-    with make(table, 1, threads=1) as games:
+    with one_thread(True), make(table, 1, threads=1) as games:
         camera = _Camera(_actor(store, log, run, games), games, options.native)
         recorder = Recorder(1)
 
