@@ -54,9 +54,15 @@ class Tape:
         ]
         return Tape(self.seeds + other.seeds, steps)
 
-    def waves(self, size: int) -> list["Tape"]:
-        """The recorded waves of this many environments that were played for longer than an estimate."""
-        return [wave for wave in self.last if len(wave.seeds) == size and len(wave.steps) > 80]
+    def together(self, size: int) -> "Tape":
+        """The first recorded waves, side by side, that have so many environments; looks of a few steps do not count."""
+        tape = Tape()
+        for wave in self.last:
+            if len(wave.steps) > 80 and len(tape.seeds) < size:
+                tape = tape.beside(wave)
+        if len(tape.seeds) != size:
+            raise RuntimeError(f"no {size} environments were recorded, but {[len(w.seeds) for w in self.last]}")
+        return tape
 
 
 def raw(tape: Tape) -> tuple[int, float]:
@@ -91,12 +97,12 @@ def generate(bench: Bench, wanted: str) -> Iterator[Row]:
             with tape.record():  # the actions to replay; not measured
                 small = bench.pipe(f"generate.rollouts={per_thread}", *cap, data=bench.folder / "taped")
                 bench.stage(generate_stage, "generate", bench.folder, small)
-        steps, seconds = raw(tape.waves(per_thread)[0])
+        steps, seconds = raw(tape.together(per_thread))
         bare.append(steps / seconds)
         began = time.perf_counter()
         bench.stage(generate_stage, "generate", bench.folder, pipe)
         ours.append(int(shards.read_complete(folder).lengths.sum()) / (time.perf_counter() - began))
-        steps, seconds = raw(tape.waves(per_thread)[0])
+        steps, seconds = raw(tape.together(per_thread))
         bare.append(steps / seconds)
     index = shards.read_complete(folder)
     if not bench.quick:
@@ -122,8 +128,7 @@ def lockstep(bench: Bench, wanted: str) -> Iterator[Row]:
         with tape.record():
             rows = bench.stage(train_controller, "train-controller", bench.world, pipe, noreload=True, max_workers=ENVS)
         ours.append(rate([row for row in rows if "charts/generation" in row], "charts/SPS"))
-        half = tape.waves(ENVS // 2)  # two waves at a time
-        count, seconds = raw(half[0].beside(half[1]) if half else tape.waves(ENVS)[0])
+        count, seconds = raw(tape.together(ENVS))
         bare.append(count / seconds)
     detail = f"{middle(ours):,.0f} / {middle(bare):,.0f} steps/s; {bench.machine()}"
     yield Row("f  lockstep evaluation, 64 / bare environments", middle(ours) / middle(bare), 0.60, detail=detail)
