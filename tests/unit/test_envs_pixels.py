@@ -35,6 +35,7 @@ SIDE = st.integers(1, 130)
 @example(40, 100, 64, 1, True)
 @example(100, 40, 64, 1, True)
 @example(10, 10, 64, 2, True)
+@example(1, 38, 42, 0, False)
 @example(400, 600, 64, 3, False)
 def test_resize_is_the_mean_of_areas(height, width, size, seed, extreme):
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
