@@ -313,7 +313,9 @@ def test_a_lost_shard_is_made_again_and_nothing_else(tmp_path, whole):
     folder = tmp_path / "again" / "data"
     generate(folder)
     (folder / "shard-000004-4.h5").unlink()
+    others = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.h5")}
     finishes_like(whole, folder)
+    assert others and {path: path.stat().st_mtime_ns for path in others} == others
 
 
 def test_a_lost_list_is_made_again_without_playing(tmp_path, whole):

@@ -168,6 +168,15 @@ def test_growth_and_stages_to_come_may_change(store, override):
 def test_the_target_at_which_a_search_stops_may_change(store):
     begun(store, "controller")
     reconcile(store.logdir, store.pipe, pipeline.load(None, ["trainer.target_return=900.0"]))
+    with pytest.raises(ConfigError, match=r"trainer\.sigma"):
+        reconcile(store.logdir, store.pipe, pipeline.load(None, ["trainer.sigma=0.5"]))
+
+
+def test_less_than_a_default_is_no_growth(store):
+    begun(store, "controller", "vae")
+    for key in ("trainer.generations", "fit.vae.steps"):
+        with pytest.raises(ConfigError, match=key):
+            reconcile(store.logdir, store.pipe, pipeline.load(None, [f"{key}=1"]))
 
 
 def test_a_default_spelt_out_is_no_change(store):
