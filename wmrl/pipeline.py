@@ -64,7 +64,7 @@ class Fit:
     Args:
         steps: Gradient steps at most.
         batch: Windows in a batch.
-        length: Steps in a window; for the representation, frames.
+        length: Steps in a window; for the representation, frames of one episode that are near each other.
         learning_rate: Step size of the optimiser.
         optimizer: "adam" or "rmsprop" (alpha 0.9). Source: ctallec, adam for V and rmsprop for M.
         warmup: Steps over which the learning rate rises linearly from zero.

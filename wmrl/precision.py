@@ -1,5 +1,6 @@
 """Which arithmetic is faster here: float32, or bfloat16 under autocast where it is safe."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,24 @@ GAIN = 0.9
 def autocast(choice: str, device: torch.device | str) -> AbstractContextManager:
     """The context in which a model computes: bfloat16 where `choice` is "bf16", else float32."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=choice == "bf16")
+
+
+def lowered(module: nn.Module, choice: str) -> nn.Module:
+    """What infers the same as `module` under `autocast(choice)`, without casting its weights anew at each call.
+
+    Args:
+        module: Frozen; it is not changed.
+        choice: "fp32" gives `module` itself; "bf16" a copy whose convolutions and linear layers hold bfloat16.
+    """
+    if choice != "bf16":
+        return module
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.to(torch.bfloat16, memory_format=torch.channels_last)
+        elif isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)
+    return module
 
 
 def choose(work: Callable[[], object], device: torch.device | str, *, repeats: int = 3) -> tuple[Choice, str]:

@@ -35,7 +35,8 @@ class PoolEnv(PixelEnv):
     """Environments stepped by envpool's threads.
 
     With enough slots there are two pools, so that the frames of one are resized while the threads step the other:
-    slot s is number s // 2 of pool s % 2.
+    slot s is number s // 2 of pool s % 2. With a single thread there is one: who gives an environment one thread has
+    others beside it, and a second pool's thread would only fight them.
     """
 
     free_of_python = True
@@ -69,7 +70,7 @@ class PoolEnv(PixelEnv):
 
     def _begin(self, seeds: list[int]) -> np.ndarray:
         self._shut()  # the old wave's memory goes before the new one's comes
-        count = 2 if len(seeds) >= CROWD * self._threads else 1
+        count = 2 if self._threads > 1 and len(seeds) >= CROWD * self._threads else 1
         frames = self._last[: len(seeds)]
         for part in range(count):
             pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1)

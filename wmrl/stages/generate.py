@@ -29,7 +29,7 @@ from wmrl.store import Store, lock
 
 WAVE_BYTES = 1 << 30
 """The most raw bytes of observations of the episodes that are being played."""
-PER_THREAD = 8
+PER_THREAD = 16
 """Environments for each thread: more keep the threads busy while others are waited for, and cost memory."""
 LANES = ("envpool",)
 """Backends whose threads run beside Python: of two waves, one is resized and recorded while the other is stepped."""

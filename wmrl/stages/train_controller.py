@@ -200,8 +200,10 @@ def _grounds(
         lines = f"{lanes} waves of {each} at a time" if lanes > 1 else f"waves of {each}"
         log.say(f"{n} environments at once, {lines}, {run.device}, frames encoded in {precision}")
         preflight = [number(pipe.seed, "preflight", i) for i in range(min(each, 2))]
-        play(env, Agent(world, Policy(controller), precision), preflight, max_steps=3)
-        return Rollouts(games, lambda policy: Agent(world, policy, precision), controller, each, device)
+        eyes = precisions.lowered(world.representation, precision)
+        seeing = WorldModel(eyes, world.dynamics, sample=world.sample)
+        play(env, Agent(seeing, Policy(controller), precision), preflight, max_steps=3)
+        return Rollouts(games, lambda policy: Agent(seeing, policy, precision), controller, each, device)
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = _bank(world, episodes, device)
