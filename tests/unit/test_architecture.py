@@ -28,7 +28,7 @@ LAYERS = [
     {"store", "continuing", "agreement", "fit", "dream", "evaluation", "scoring", "panels"},
     {"stages"},
     {"session", "launch", "describe", "status", "doctor", "pipelines_rules"},
-    {"cli", "cli_stage", "cli_data"},
+    {"cli", "cli_stage", "cli_data", "__main__"},
 ]
 """A module imports from its own layer and from those above it in this list, never from one below."""
 

@@ -107,9 +107,7 @@ def frames(
             yield _batch(obs[part], episodes.actions.size)
 
 
-def _runs(
-    episodes: Episodes, chosen: np.ndarray, count: int, run_length: int, rng: np.random.Generator
-) -> np.ndarray:
+def _runs(episodes: Episodes, chosen: np.ndarray, count: int, run_length: int, rng: np.random.Generator) -> np.ndarray:
     """Frames (count, *obs) in runs of `run_length`; every frame is equally likely."""
     # A run may begin up to run_length - 1 rows before its episode: only what lies inside counts. So the first frames
     # of an episode are in as many runs as the others.
