@@ -32,10 +32,10 @@ def lowered(module: nn.Module, choice: str) -> nn.Module:
         return module
     module = copy.deepcopy(module)
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            part.to(torch.bfloat16, memory_format=torch.channels_last)
-        elif isinstance(part, nn.Linear):
+        if isinstance(part, nn.Conv2d | nn.Linear):
             part.to(torch.bfloat16)
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
     return module
 
 

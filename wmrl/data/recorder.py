@@ -2,14 +2,16 @@
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from wmrl.data import shards
+from wmrl.data import parts, shards
+from wmrl.data.parts import Part
 from wmrl.data.shards import Episode, Name
 
 _OUTCOME = ("reward", "terminated", "truncated")
@@ -66,16 +68,21 @@ class Recorder:
         return Episode(**{k: column[row, :end] for k, column in self._columns.items()}, seed=int(self.seeds[row]))
 
 
+KEEP_AFTER = 20.0
+"""Seconds after which a finished episode is kept in a file of its own if its shard is still not whole."""
+
+
 class Writer:
     """Collects episodes and writes each shard as soon as it is whole, in a background thread; a context manager.
 
-    An error of the thread is raised by the next `add`, or on leaving.
+    Episodes that wait for their shard are kept beside it (see `wmrl.data.parts`): by `tick`, and when an error or a
+    signal ends the work. An error of the thread is raised by the next `add`, or on leaving.
 
     Args:
         folder: The dataset.
         names: The shards to make.
         meta: What each of them stores about its making.
-        written: Called, by the thread, with each shard's name.
+        begun: Episodes of these shards that are there already.
     """
 
     def __init__(
@@ -83,12 +90,13 @@ class Writer:
         folder: Path,
         names: Sequence[Name],
         meta: dict[str, Any],
-        written: Callable[[Name], None] = lambda name: None,
+        begun: Mapping[Name, Mapping[int, Episode]] | None = None,
     ):
-        self.folder, self.meta, self._written = folder, meta, written
+        self.folder, self.meta = folder, meta
         self._shard = {number: name for name in names for number in range(name.first, name.first + name.count)}
-        self._parts: dict[Name, dict[int, Episode]] = {}
-        self._queue: queue.Queue[tuple[Name, list[Episode]] | None] = queue.Queue(2)
+        self._parts = {name: dict(part) for name, part in (begun or {}).items()}
+        self._waiting: dict[Name, float] = {}  # since when the oldest episode that is in no file waits
+        self._queue: queue.Queue[tuple[Name, Part] | None] = queue.Queue(2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="shards", daemon=True)
 
@@ -104,9 +112,24 @@ class Writer:
             return
         part = self._parts.setdefault(name, {})
         part[number] = episode
+        self._waiting.setdefault(name, time.monotonic())
         if len(part) == name.count:
+            for i in part:
+                del self._shard[i]
+            self._hand_over(name)
             del self._parts[name]
-            self._queue.put((name, [part[i] for i in sorted(part)]))
+
+    @property
+    def missing(self) -> int:
+        """Episodes of these shards that have not come yet."""
+        return len(self._shard) - sum(len(part) for part in self._parts.values())
+
+    def tick(self) -> None:
+        """Keep what has waited long; to be called now and then."""
+        now = time.monotonic()
+        for name, since in list(self._waiting.items()):
+            if now - since > KEEP_AFTER:
+                self._hand_over(name)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -115,21 +138,34 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for name in list(self._waiting):
+            self._hand_over(name)
         self._queue.put(None)
         self._thread.join()
         if error is None:
             self._raise()
+
+    def _hand_over(self, name: Name) -> None:
+        """Let the thread write what there is of a shard."""
+        self._waiting.pop(name, None)
+        self._queue.put((name, dict(self._parts[name])))
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             if self._error is not None:
                 continue
             try:
-                shards.write_shard(self.folder, job[0].first, job[1], self.meta)
-                self._written(job[0])
+                self._write(*job)
             except BaseException as error:  # noqa: BLE001  raised again in the caller
                 self._error = error
             job = None
+
+    def _write(self, name: Name, part: Part) -> None:
+        if len(part) < name.count:
+            parts.save(self.folder, name, part, self.meta)
+            return
+        shards.write_shard(self.folder, name.first, [part[i] for i in sorted(part)], self.meta)
+        parts.remove(self.folder, name)
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -34,6 +34,7 @@ CHUNK_BYTES = 16 * 3 * 64 * 64
 """
 SHARD_BYTES = 1 << 27
 """The most raw bytes of observations in a shard, which is built in memory: 8 CarRacing episodes of 1,000 steps."""
+COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
 _NAME = re.compile(r"shard-(\d{6,})-(\d+)\.h5")
 
 
@@ -115,16 +116,17 @@ def write_shard(folder: Path, first: int, episodes: Sequence[Episode], meta: dic
 
     def fill(file: h5py.File) -> None:
         file.attrs["meta"] = text
-        _columns(file, episodes)
+        put_columns(file, episodes)
 
     files.write(folder / name.file, fill, role=ROLE)
     return name
 
 
-def _columns(file: h5py.File, episodes: Sequence[Episode]) -> None:
+def put_columns(file: h5py.File, episodes: Sequence[Episode]) -> None:
+    """Store the rows of episodes one after the other, and where each of them begins."""
     lengths = np.array([len(e.reward) for e in episodes], np.int64)
     start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    for column in ("obs", "action", "reward", "terminated", "truncated"):
+    for column in COLUMNS:
         parts = [getattr(e, column) for e in episodes]
         dataset = file.create_dataset(
             column,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from wmrl import seeding
-from wmrl.data import shards
+from wmrl.data.estimate import Estimate
+from wmrl.data.parts import Part
 from wmrl.data.recorder import Recorder, Writer
 from wmrl.data.shards import Episode, Name
 from wmrl.errors import Stopped
@@ -19,6 +20,7 @@ from wmrl.protocols import Actor
 from wmrl.rollout import play
 
 PROGRESS_SECONDS = 0.5
+WAVE_SECONDS = 40.0
 Lane = tuple[Any, Actor]
 """An environment and what acts in it."""
 
@@ -39,6 +41,7 @@ class Job:
         environments: Most episodes at a time, over all lanes.
         fixed: Whether waves are the same whatever was made before, and replayed whole (a controller's are).
         max_steps: Of an episode; None if unknown.
+        begun: Episodes of shards in the making that are there already.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class Job:
     environments: int
     fixed: bool
     max_steps: int | None
+    begun: Mapping[Name, Part] = field(default_factory=dict)
     steps: int = 0
     finished: int = 0
     finished_steps: int = 0
@@ -56,7 +60,9 @@ class Job:
     _shown: float = 0.0
 
     def __post_init__(self) -> None:
-        self.todo = [i for name in self.names for i in range(name.first, name.first + name.count)]
+        there = {number for part in self.begun.values() for number in part}
+        wanted = (i for name in self.names for i in range(name.first, name.first + name.count))
+        self.todo = [i for i in wanted if i not in there]
 
     def waves(self, lanes: int) -> list[list[int]]:
         """The numbers of the episodes that are played together: as many waves for each lane, about equally large."""
@@ -67,6 +73,13 @@ class Job:
         count = lanes * -(-len(self.todo) // (lanes * each))
         size = -(-len(self.todo) // count)
         return [self.todo[i : i + size] for i in range(0, len(self.todo), size)]
+
+    def slow_down(self, guess: Estimate, threads: int) -> None:
+        """Play so few episodes at a time that they end within `WAVE_SECONDS`: that is what a kill may cost."""
+        if not self.fixed and guess.seconds:
+            longest = guess.steps / len(self.todo)
+            in_time = int(WAVE_SECONDS * guess.steps / guess.seconds / longest)
+            self.environments = min(self.environments, max(threads, in_time))
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """The seeds of episodes."""
@@ -85,11 +98,12 @@ class Job:
             ArtifactError: if a shard cannot be written.
         """
         waves = self.waves(len(lanes))[::-1]
+        writer = Writer(self.folder, self.names, meta, self.begun)
         try:
-            with Writer(self.folder, self.names, meta) as writer:
+            with writer:
                 self._play(lanes, waves, writer, log)
         except Stopped:
-            have = sum(name.count for name in shards.scan(self.folder))
+            have = self.total - writer.missing
             log.say(f"stopped: {have} of {self.total} episodes are on disk; the same command continues")
             raise
         log.progress(self.steps, self.steps, "steps", f"{self.total} of {self.total} episodes")
@@ -139,6 +153,8 @@ class Job:
                 raise _Abandoned
             recorder(ids, obs, action, outcome)
             self._count(len(ids), log)
+            with self._lock:
+                writer.tick()
 
         env, actor = lane
         play(env, actor, seeds, on_step=on_step)

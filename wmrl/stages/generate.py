@@ -15,7 +15,7 @@ import numpy as np
 
 import wmrl
 from wmrl import files
-from wmrl.data import plan, policies, shards
+from wmrl.data import parts, plan, policies, shards
 from wmrl.data.estimate import estimate
 from wmrl.data.shards import Index
 from wmrl.envs import make
@@ -54,6 +54,7 @@ def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         elif plan.base(folder) == total:
             log.say(f"{folder} is complete: nothing to do")
         index = shards.read_complete(folder) if plan.base(folder) == total else shards.complete(folder)
+        parts.clear(folder)
         _report(index, folder, log)
 
 
@@ -64,9 +65,10 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         recipe["policy"].update({"environments": n} if looks else {})
         row_bytes = int(np.prod(env.observation.shape))
         names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
-        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps)
+        meta = _meta(recipe, env)
+        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, parts.load(folder, names, meta, log.warn))
         _announce(pipe, job, env, log, run)
-        job.work(_lanes(pipe, job, env, run, stack), _meta(recipe, env), log)
+        job.work(_lanes(pipe, job, env, run, stack), meta, log)
 
 
 def _lanes(pipe: Pipeline, job: Job, env: Any, run: Run, stack: contextlib.ExitStack) -> list[Lane]:
@@ -82,11 +84,12 @@ def _lanes(pipe: Pipeline, job: Job, env: Any, run: Run, stack: contextlib.ExitS
 def _announce(pipe: Pipeline, job: Job, env: Any, log: Log, run: Run) -> None:
     """Say what is to come, and stop if the disk has no room for it."""
     guess = estimate(env, job.seeds(job.waves(1)[0]), len(job.todo), plan.bytes_each(job.folder))
+    job.slow_down(guess, run.threads)
     have = job.total - len(job.todo)
     log.say(
         f"{job.folder}: {len(job.todo)} episodes of {pipe.env.id} ({pipe.generate.policy})"
         f"{f' beside the {have} that are there' if have else ''}, {guess.text()}; "
-        f"{min(env.n, len(job.todo))} environments of {env.info['backend']} on {run.threads} threads"
+        f"{min(job.environments, len(job.todo))} environments of {env.info['backend']} on {run.threads} threads"
     )
     for note in env.info.get("notes", ()):
         log.say(note)

@@ -1,0 +1,164 @@
+"""generate, interrupted: what was finished is kept, and the rest comes out the same."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import toy_rollouts
+from toy_rollouts import Game, contents, die, finishes_like, generate, killed, length_of, said
+
+from wmrl import files, interrupts, seeding
+from wmrl.data import shards
+from wmrl.errors import ArtifactError, Stopped
+
+
+@pytest.fixture(autouse=True)
+def game(monkeypatch):
+    yield from toy_rollouts.game(monkeypatch)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return toy_rollouts.whole_dataset(tmp_path)
+
+
+def test_a_signal_at_any_step_loses_little(tmp_path, whole):
+    for number in range(1, 60, 9):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGTERM)}
+        try:
+            generate(folder)
+        except Stopped as stopped:
+            assert stopped.code == 143 and "same command continues" in said(folder)
+        interrupts.clear()
+        assert not list(folder.glob("*.tmp*"))
+        finishes_like(whole, folder)
+
+
+def test_kill_9_at_any_step_loses_little(tmp_path, whole):
+    kills = 0
+    for number in range(2, 60, 8):
+        folder = tmp_path / str(number) / "data"
+        Game.calls, Game.at_step = 0, {number: die}
+        kills += killed(lambda folder=folder: generate(folder))
+        finishes_like(whole, folder)
+    assert kills >= 5
+
+
+def kept(folder):
+    """Seeds of the episodes that lie in parts of shards."""
+    seeds = set()
+    for path in folder.glob("*.part.h5"):
+        with files.open(path, role="rollouts-part") as file:
+            seeds |= set(file["seed"][()].tolist())
+    return seeds
+
+
+def test_episodes_of_a_shard_in_the_making_are_kept_at_a_signal(tmp_path, whole):
+    kept_once = 0
+    for number in range(8, 38, 6):
+        folder = tmp_path / str(number) / "data"
+        Game.steps, Game.calls = [], 0
+        Game.at_step = {number: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+        with pytest.raises(Stopped):
+            generate(folder)
+        interrupts.clear()
+        ended = {seed for seed, t in Game.steps if t == length_of(seed)}
+        parts = kept(folder)
+        numbers = [i for name in shards.scan(folder) for i in range(name.first, name.first + name.count)]
+        on_disk = parts | {seeding.number(1, "episode", i) for i in numbers}
+        assert ended <= on_disk, "what has ended is on the disk"
+        assert f"{len(on_disk)} of 10 episodes are on disk" in said(folder)
+        finishes_like(whole, folder)
+        again = {seed for seed, t in Game.steps if t == length_of(seed)}
+        assert not again & on_disk, "what was on the disk was played again"
+        kept_once += bool(parts)
+    assert kept_once >= 2
+
+
+def test_episodes_of_a_shard_in_the_making_outlive_kill_9(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr("wmrl.data.recorder.KEEP_AFTER", 0.0)
+    monkeypatch.setattr("wmrl.data.shards.episodes_per_shard", lambda row, steps: 16)
+    folder = tmp_path / "killed" / "data"
+
+    def slowly():
+        time.sleep(0.3)  # the thread that writes needs a moment
+        die()
+
+    Game.at_step = {30: slowly}
+    assert killed(lambda: generate(folder))
+    there = kept(folder)
+    assert there and not shards.scan(folder)
+    Game.steps, Game.at_step = [], {}
+    generate(folder)
+    assert not there & {seed for seed, t in Game.steps if t == length_of(seed)}
+    generate(tmp_path / "straight" / "data")
+    assert contents(folder) == contents(tmp_path / "straight" / "data")
+
+
+def test_a_part_of_another_making_or_a_damaged_one_is_not_used(tmp_path, whole):
+    folder = tmp_path / "other" / "data"
+    for damage in (False, True):
+        Game.calls, Game.at_step = 0, {14: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+        with pytest.raises(Stopped):
+            generate(folder, policy="white" if damage else "held")
+        interrupts.clear()
+        (part,) = folder.glob("*.part.h5")
+        if damage:
+            part.write_bytes(part.read_bytes()[:-1])
+        Game.at_step = {}
+        generate(folder)
+        assert contents(folder) == whole
+        assert ("truncated" in said(folder)) == damage
+        shutil.rmtree(folder)
+
+
+def test_slow_games_are_played_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmrl.stages.collect.WAVE_SECONDS", 1e-9)
+    generate(tmp_path / "data", threads=2, max_workers=8)
+    assert "2 environments of toy on 2 threads" in said(tmp_path / "data")
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync", "replace", "open"])
+def test_kill_9_while_a_shard_is_written_leaves_no_third_thing(tmp_path, whole, operation, monkeypatch):
+    kills = 0
+    for number in range(1, 5):
+        folder = tmp_path / f"{operation}{number}" / "data"
+        count = 0
+        real = getattr(os, operation)
+
+        def counted(*args, real=real, number=number, **more):
+            nonlocal count
+            about_data = operation != "open" or ".h5" in str(args[0])
+            count += about_data
+            if count == number and about_data:
+                die()
+            return real(*args, **more)
+
+        def work(folder=folder, counted=counted):
+            monkeypatch.setattr(files.os, operation, counted)
+            generate(folder)
+
+        Game.calls = 0
+        kills += killed(work)
+        finishes_like(whole, folder)
+        assert not list(folder.glob("*.tmp*")), "what was half written is cleared away"
+    assert kills >= 3
+
+
+def test_a_full_disk_stops_with_the_reason_and_the_rest_goes_on_later(tmp_path, whole, monkeypatch):
+    real, folder = files.write, tmp_path / "full" / "data"
+
+    def full(path, fill, **more):
+        if "000004" in path.name:
+            raise ArtifactError(f"{path} cannot be written: No space left on device")
+        return real(path, fill, **more)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        generate(folder)
+    assert [name.first for name in shards.scan(folder)][:1] == [0]
+    monkeypatch.setattr(files, "write", real)
+    finishes_like(whole, folder)
