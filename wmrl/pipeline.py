@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wmrl import config
-from wmrl.errors import ConfigError
-from wmrl.sources import DEFAULT, read, with_overrides
+from wmrl.errors import ArtifactError, ConfigError
+from wmrl.sources import DEFAULT, STORED, read, with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,26 @@ def load(source: str | Path | None, overrides: Iterable[str] = ()) -> Pipeline:
         ConfigError: for an unknown name or key, or a value of a wrong type; it names the file and the key.
         ArtifactError: if a logdir holds no pipeline.
     """
-    name, table = read(str(source or DEFAULT))
-    return parse({"name": name, **with_overrides(table, overrides)})
+    table = read_checked(str(source or DEFAULT))
+    return parse(with_overrides(table, overrides))
+
+
+def read_checked(source: str) -> dict[str, Any]:
+    """The table of a pipeline, its name included, checked.
+
+    Raises:
+        ConfigError: as `load`.
+        ArtifactError: if a logdir holds no pipeline, or one with a wrong key or value.
+    """
+    name, table = read(source)
+    table = {"name": name, **table}
+    try:
+        parse(table)
+    except ConfigError as error:
+        if Path(source).is_dir():
+            raise ArtifactError(f"{Path(source) / STORED}: {error}") from error
+        raise
+    return table
 
 
 def parse(table: Mapping[str, Any]) -> Pipeline:

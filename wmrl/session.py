@@ -66,16 +66,16 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
         ArtifactError: if a stored pipeline is damaged.
     """
     source, logdir = _source(asked)
-    name, table = sources.read(source)
-    own_env = pipeline.parse({"name": name, **table}).env.id
+    table = pipeline.read_checked(source)
+    own_env = pipeline.parse(table).env.id
     sets = (*asked.sets, *flags_as_sets(asked.flags))
-    pipe = _override(name, table, asked.data, sets, own_env)
+    pipe = _override(table, asked.data, sets, own_env)
     folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own_env))
     if not (folder / STORED).exists():
         return Session(pipe, folder, sets)
     begins = writes if anew else None
     sets = _merged(sources.stored_sets(folder), sets, begins)
-    pipe = _override(name, table, asked.data, sets, own_env)
+    pipe = _override(table, asked.data, sets, own_env)
     return Session(_continue(folder, pipe, begins), folder, sets)
 
 
@@ -116,7 +116,7 @@ def _merged(old: Iterable[str], new: Iterable[str], begins: str | None) -> tuple
     return tuple({s.partition("=")[0].strip(): s for s in [*kept, *new]}.values())
 
 
-def _override(name: str, table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
+def _override(table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
     sets = list(sets)
     moved = sources.with_overrides(table, sets)
     table_of_env = moved.get("env", {})
@@ -125,7 +125,7 @@ def _override(name: str, table: dict[str, Any], data: Path | None, sets: Iterabl
         moved["data"] = str(data)
     elif env != own_env and not any(s.startswith("data=") for s in sets):
         moved["data"] = ""
-    return pipeline.parse({"name": name, **moved})
+    return pipeline.parse(moved)
 
 
 def flags_as_sets(flags: Mapping[str, Any]) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,11 @@ DEFAULT = "carracing-mdnrnn"
 """The pipeline that holds when none is named; it is known even where there is no `pipelines/`."""
 STORED = "pipeline.json"
 """The name under which a logdir keeps the pipeline that it was made with."""
+
+BEGAN = "began_in"
+"""Under which key it keeps the folder that its relative paths begin in, as seen from the logdir."""
+PATHS = ("data", "generate.controller", "representation.from", "dynamics.from", "controller.from")
+"""Keys of a pipeline that are paths."""
 
 
 def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -87,12 +93,39 @@ def _kept(logdir: Path) -> dict[str, Any]:
         kept = json.loads((logdir / STORED).read_text())
         if not isinstance(kept["pipeline"]["name"], str) or not all(isinstance(s, str) for s in kept["set"]):
             raise ValueError("it is no pipeline")
+        return _from_here(kept, logdir)
     except FileNotFoundError:
         raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
     except OSError as error:
         raise ArtifactError(f"{logdir / STORED} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
+
+
+def _from_here(kept: dict[str, Any], logdir: Path) -> dict[str, Any]:
+    """Let the relative paths of a stored pipeline, which begin where the run was begun, begin here."""
+    began = os.path.normpath(logdir / kept.get(BEGAN, os.path.relpath(".", logdir)))
+    if os.path.realpath(began) == os.path.realpath("."):
+        return kept
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, str) or not value:
+            return value
+        there = Path(began, value)
+        return os.path.relpath(there) if there.exists() or not Path(value).exists() else value
+
+    for key in PATHS:
+        *parts, last = key.split(".")
+        table = kept["pipeline"]
+        for part in parts:
+            table = table.get(part, {})
+        if last in table:
+            table[last] = moved(table[last])
+    sets = [s.partition("=") for s in kept["set"]]
+    kept["set"] = [
+        f"{key}={json.dumps(moved(_value(text.strip())))}" if key.strip() in PATHS else f"{key}={text}"
+        for key, _, text in sets
+    ]
     return kept
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,10 @@ def _artifact(name: str, logdir: Path, above: dict[str, Entry]) -> Entry:
 def _about(path: Path, role: str) -> dict[str, Any]:
     """What an artifact says of itself, the whole file checked."""
     with files.open(path, role=role) as file:
-        return files.get_tree(file["about"])
+        about = files.get_tree(file["about"])
+    if "from" in about["facts"]:
+        about["facts"]["from"] = os.path.normpath(path.parent / about["facts"]["from"])
+    return about
 
 
 def _hash(about: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from wmrl import artifact, config, files
 from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
-from wmrl.sources import STORED
+from wmrl.sources import BEGAN, STORED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,7 +104,8 @@ class Store:
         path, other = follow(Path(target), name)
         if path.resolve() == self.path(name).resolve():
             raise ConfigError(f"{target} is {self.path(name)} itself, or refers to it: name another logdir")
-        self.save(name, Artifact(name, parents=other.parents, facts={"from": str(path), "hash": other.hash}))
+        facts = {"from": os.path.relpath(path, self.logdir), "hash": other.hash}
+        self.save(name, Artifact(name, parents=other.parents, facts=facts))
 
     def save_part(self, name: str, tree: dict[str, Any]) -> None:
         """Write the training state of `name`: a nested tree of tensors, numbers and text.
@@ -190,7 +192,8 @@ class Store:
 
     def remember(self, sets: Sequence[str] = ()) -> None:
         """Keep the pipeline in the logdir, and the overrides that made it what it is."""
-        text = json.dumps({"pipeline": self.pipe.table(), "set": list(sets)}, indent=2) + "\n"
+        kept = {"pipeline": self.pipe.table(), "set": list(sets), BEGAN: os.path.relpath(".", self.logdir)}
+        text = json.dumps(kept, indent=2) + "\n"
         path = self.logdir / STORED
         if not path.exists() or path.read_text() != text:
             files.atomic_text(path, text)
@@ -220,10 +223,11 @@ def follow(path: Path, name: str) -> tuple[Path, Artifact]:
     found = artifact.read(path, name)
     if "from" not in found.facts:
         return path, found
-    end, other = follow(Path(found.facts["from"]), name)
+    target = Path(os.path.normpath(path.parent / found.facts["from"]))
+    end, other = follow(target, name)
     if other.hash != found.hash:
         raise ContractError(
-            f"{found.facts['from']} has changed since {path} referred to it; "
+            f"{target} has changed since {path} referred to it; "
             f"run: wmrl {MAKERS[name]} --logdir {path.parent} --noreload"
         )
     return end, other

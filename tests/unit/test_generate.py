@@ -1,5 +1,6 @@
 """generate: exactly the episodes asked for, the same bytes whatever happened on the way."""
 
+import dataclasses
 import shutil
 import signal
 import threading
@@ -7,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import toy_rollouts
-from toy_rollouts import LONGEST, Game, contents, finishes_like, frame, generate, length_of, said
+from toy_rollouts import LONGEST, Game, contents, finishes_like, frame, generate, length_of, pipe_for, said
 
 from wmrl import interrupts, seeding
 from wmrl.data import shards
@@ -262,3 +263,10 @@ def test_a_trained_controller_acts_with_noise_if_asked(tmp_path, parts):
 def test_a_controller_that_is_missing_is_said(tmp_path):
     with pytest.raises((ArtifactError, ConfigError), match="nowhere"):
         generate(tmp_path / "data", policy="controller", controller=str(tmp_path / "nowhere"))
+
+
+def test_frames_that_the_representation_cannot_see_are_said_before(tmp_path, monkeypatch):
+    pipe = dataclasses.replace(pipe_for(tmp_path / "data", 2), representation={"kind": "vae"})
+    monkeypatch.setattr(toy_rollouts, "pipe_for", lambda *args, **more: pipe)
+    generate(tmp_path / "data", 2)
+    assert "train-vae will refuse" in said(tmp_path / "data")

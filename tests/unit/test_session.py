@@ -125,3 +125,39 @@ def test_an_edited_file_is_noticed(tmp_path):
     with pytest.raises(ConfigError, match=r"fit\.vae\.batch: .* begun with 4, this call says 8"):
         resolve(Asked(pipeline=str(file)))
     assert resolve(Asked(pipeline=str(file)), writes="vae", anew=True)[0].fit.vae.batch == 8
+
+
+def test_a_run_is_found_whole_from_any_folder(tmp_path, monkeypatch):
+    """Relative paths begin where the run was begun, not where a later call is made."""
+    Path("datasets/mine").mkdir(parents=True)
+    sets = ("data=datasets/mine", "representation.from=runs/first")
+    make("runs/x", *sets)
+    elsewhere = tmp_path / "some" / "where"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    pipe, logdir = resolve(Asked(str(tmp_path / "runs/x")))
+    assert Path(pipe.data).resolve() == tmp_path / "datasets/mine"
+    assert Path(pipe.representation["from"]).resolve() == tmp_path / "runs/first"
+    Store(logdir, pipe).remember(sources.stored_sets(logdir))
+    monkeypatch.chdir(tmp_path)
+    again, _ = resolve(Asked("runs/x"))
+    assert (again.data, again.representation["from"]) == ("datasets/mine", "runs/first")
+    assert sorted(sources.stored_sets(Path("runs/x"))) == [f'{k}="{v}"' for k, v in (s.split("=") for s in sets)]
+
+
+def test_a_copied_logdir_takes_the_dataset_that_lies_here(tmp_path, monkeypatch):
+    store = make("old/runs/x")
+    here = tmp_path / "new"
+    (here / "datasets/carracing").mkdir(parents=True)
+    (here / "x").mkdir()
+    (here / "x" / sources.STORED).write_text((store.logdir / sources.STORED).read_text())
+    monkeypatch.chdir(here)
+    assert resolve(Asked("x"))[0].data == "datasets/carracing"
+
+
+def test_a_wrong_value_in_a_stored_pipeline_names_the_file():
+    store = make("runs/x")
+    path = store.logdir / sources.STORED
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": "one"'))
+    with pytest.raises(ArtifactError, match=r"runs/x/pipeline\.json: seed"):
+        resolve(Asked("runs/x"))

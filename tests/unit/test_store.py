@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,17 @@ def test_a_reference_copies_nothing_and_notices_a_change(store, tmp_path):
     other.save("dynamics", dataclasses.replace(made, tensors={**made.tensors, name: made.tensors[name] * 2}))
     with pytest.raises(ContractError, match="has changed since"):
         store.load("dynamics")
+
+
+def test_a_reference_holds_from_any_folder_and_when_all_moves(store, tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    made = small_dynamics()[1]
+    Store(Path("runs/a"), store.pipe).save("dynamics", made)
+    Store(Path("runs/b"), store.pipe).refer("dynamics", "runs/a")
+    monkeypatch.chdir(tmp_path)
+    Path("old").rename("new")
+    assert Store(Path("new/runs/b"), store.pipe).load("dynamics").hash == made.hash
 
 
 def test_a_reference_to_a_reference_refers_to_what_lies_there(store, tmp_path):

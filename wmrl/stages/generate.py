@@ -21,7 +21,7 @@ from wmrl.data.shards import Index
 from wmrl.envs import make
 from wmrl.errors import ConfigError, UserError
 from wmrl.log import Log
-from wmrl.pipeline import Pipeline
+from wmrl.pipeline import Env, Pipeline
 from wmrl.protocols import Actor
 from wmrl.run import Run
 from wmrl.stages.collect import Job, Lane
@@ -65,10 +65,24 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         recipe["policy"].update({"environments": n} if looks else {})
         row_bytes = int(np.prod(env.observation.shape))
         names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
+        _sight(pipe, env, log)
         meta = _meta(recipe, env)
         job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, parts.load(folder, names, meta, log.warn))
         _announce(pipe, job, env, log, run)
         job.work(_lanes(pipe, job, env, run, stack), meta, log)
+
+
+def _sight(pipe: Pipeline, env: Any, log: Log) -> None:
+    """Say before the work, and not after it, that the pipeline's representation will not see these frames."""
+    if pipe.env.size == Env().size or "from" in pipe.representation:
+        return
+    from wmrl import config
+    from wmrl.representations import REPRESENTATIONS
+
+    try:
+        config.build(REPRESENTATIONS, pipe.representation, "representation", env.observation)
+    except UserError as error:
+        log.warn(f"train-vae will refuse these rollouts: {error}")
 
 
 def _lanes(pipe: Pipeline, job: Job, env: Any, run: Run, stack: contextlib.ExitStack) -> list[Lane]:
