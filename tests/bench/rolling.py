@@ -14,6 +14,7 @@ from workbench import Bench, Row, middle, rate
 from wmrl.data import shards
 from wmrl.envs.base import PixelEnv
 from wmrl.run import cores
+from wmrl.stages.generate import PER_THREAD
 from wmrl.stages.generate import generate as generate_stage
 from wmrl.stages.train_controller import train_controller
 
@@ -85,8 +86,8 @@ def raw(tape: Tape) -> tuple[int, float]:
 
 def generate(bench: Bench, wanted: str) -> Iterator[Row]:
     """Rows a and b: rollouts to disk beside the bare environments, and their size."""
-    per_thread = 8 * cores()
-    rollouts = per_thread * bench.amount(2, 1)
+    at_once = PER_THREAD * cores()
+    rollouts = at_once * bench.amount(3, 1)
     cap = [] if not bench.quick else ["env.max_steps=200"]
     tape, ours, bare, folder = Tape(), [], [], bench.folder
     for k in range(2):
@@ -95,20 +96,21 @@ def generate(bench: Bench, wanted: str) -> Iterator[Row]:
         bench.note(f"generating {rollouts} episodes, and the same steps bare")
         if k == 0:
             with tape.record():  # the actions to replay; not measured
-                small = bench.pipe(f"generate.rollouts={per_thread}", *cap, data=bench.folder / "taped")
+                small = bench.pipe(f"generate.rollouts={at_once}", *cap, data=bench.folder / "taped")
                 bench.stage(generate_stage, "generate", bench.folder, small)
-        steps, seconds = raw(tape.together(per_thread))
+        steps, seconds = raw(tape.together(at_once))
         bare.append(steps / seconds)
         began = time.perf_counter()
         bench.stage(generate_stage, "generate", bench.folder, pipe)
         ours.append(int(shards.read_complete(folder).lengths.sum()) / (time.perf_counter() - began))
-        steps, seconds = raw(tape.together(per_thread))
+        steps, seconds = raw(tape.together(at_once))
         bare.append(steps / seconds)
     index = shards.read_complete(folder)
     if not bench.quick:
         bench.__dict__.setdefault("data", folder)  # the other rows need one too
     if "a" in wanted:
-        detail = f"{middle(ours):,.0f} / {middle(bare):,.0f} steps/s, {per_thread} environments, {cores()} threads"
+        sizes = f"{rollouts} rollouts, {at_once} environments, {cores()} threads"
+        detail = f"{middle(ours):,.0f} / {middle(bare):,.0f} steps/s, {sizes}"
         yield Row("a  generate to disk / bare environments", middle(ours) / middle(bare), 0.80, detail=detail)
     if "b" in wanted:
         size = sum((folder / name.file).stat().st_size for name in index.names)
@@ -117,9 +119,10 @@ def generate(bench: Bench, wanted: str) -> Iterator[Row]:
 
 
 def lockstep(bench: Bench, wanted: str) -> Iterator[Row]:
-    """Row f: a population with V, M and C in lockstep, beside the bare environments."""
+    """Row f: a population with V, M and C in lockstep, beside the bare environments; all episodes run to their end."""
     steps = bench.amount(300, 100)
     how = ["trainer.population=16", "trainer.samples=4", "trainer.generations=1", "trainer.validation_episodes=1"]
+    how += ["trainer.abort=0"]
     pipe = bench.pipe(*how, f"env.max_steps={steps}", data=bench.data)
     ours, bare = [], []
     bench.note(f"{ENVS} environments in lockstep with V, M and C, and the same steps bare")
