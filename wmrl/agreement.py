@@ -1,5 +1,6 @@
 """Does a call agree with what a logdir was begun with? And are all tables of a pipeline right?"""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from wmrl import config
 from wmrl.errors import ConfigError
 from wmrl.pipeline import Pipeline
+from wmrl.sources import PATHS
 from wmrl.store import Store, registry
 
 SECTIONS = {
@@ -52,7 +54,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
     old, new = _flat(stored.table()), _flat(asked.table())
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key) or not holds(key, ["seed", "env", *held]):
+        if _same(key, old.get(key), new.get(key)) or not holds(key, ["seed", "env", *held]):
             continue
         if key in MAY_CHANGE or (key in MAY_GROW and _value(key, asked) >= _value(key, stored)):
             continue
@@ -63,6 +65,12 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
         raise ConfigError(
             f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"
         )
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    if key in PATHS and isinstance(old, str) and isinstance(new, str):
+        return os.path.realpath(old) == os.path.realpath(new)
+    return bool(old == new)
 
 
 def _value(key: str, pipe: Pipeline) -> Any:
@@ -89,7 +97,7 @@ def _same_component(key: str, stored: Pipeline, asked: Pipeline) -> bool:
     """Whether a differing key of a component's table is only a default spelt out."""
     where = key.partition(".")[0]
     tables = getattr(stored, where), getattr(asked, where)
-    if where not in config.GROUPS or any("kind" not in table for table in tables):
+    if where not in config.GROUPS or any("kind" not in table or "from" in table for table in tables):
         return False
     full = [config.resolved(registry(where), table, where) for table in tables]
     name = key.partition(".")[2]

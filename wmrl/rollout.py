@@ -197,10 +197,12 @@ class Agent:
         world: The frozen world model.
         policy: What acts on its view.
         precision: Arithmetic in which frames are encoded; all else is float32.
+        eyes: What encodes frames in place of the world's representation: the same, `lowered` to that precision.
     """
 
-    def __init__(self, world: WorldModel, policy: Policy, precision: Choice = "fp32") -> None:
+    def __init__(self, world: WorldModel, policy: Policy, precision: Choice = "fp32", *, eyes: Any = None) -> None:
         self.world, self.policy, self.precision = world, policy, precision
+        self.eyes = world.representation if eyes is None else eyes
         self.action = torch.empty(0)
         self.device = next((p.device for p in world.parameters()), torch.device("cpu"))
 
@@ -234,7 +236,7 @@ class Agent:
     def _latent(self, obs: np.ndarray) -> Tensor:
         frames = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
         with autocast(self.precision, self.device):
-            code = self.world.encode(frames)
+            code = self.eyes.encode(frames)
         return self.world.draw(code, sample=self.world.sample, rng=self._rng)
 
 

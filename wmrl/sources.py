@@ -91,7 +91,7 @@ def stored_sets(logdir: Path) -> list[str]:
 def _kept(logdir: Path) -> dict[str, Any]:
     try:
         kept = json.loads((logdir / STORED).read_text())
-        if not isinstance(kept["pipeline"]["name"], str) or not all(isinstance(s, str) for s in kept["set"]):
+        if not isinstance(kept["pipeline"]["name"], str) or not all("=" in s for s in kept["set"]):
             raise ValueError("it is no pipeline")
         return _from_here(kept, logdir)
     except FileNotFoundError:
@@ -102,31 +102,44 @@ def _kept(logdir: Path) -> dict[str, Any]:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
 
 
+def place(logdir: Path) -> dict[str, str]:
+    """Where a logdir is, and the folder that relative paths begin in, as `_from_here` reads them."""
+    here = os.path.realpath(logdir)
+    return {BEGAN: os.path.relpath(os.path.realpath("."), here), "logdir": here}
+
+
 def _from_here(kept: dict[str, Any], logdir: Path) -> dict[str, Any]:
     """Let the relative paths of a stored pipeline, which begin where the run was begun, begin here."""
-    began = os.path.normpath(logdir / kept.get(BEGAN, os.path.relpath(".", logdir)))
-    if os.path.realpath(began) == os.path.realpath("."):
+    folder = os.path.realpath(logdir)
+    began = os.path.realpath(Path(folder, kept.get(BEGAN, os.path.relpath(os.path.realpath("."), folder))))
+    if began == os.path.realpath("."):
         return kept
+    copied = kept.get("logdir", folder) != folder
 
-    def moved(value: Any) -> Any:
-        if not isinstance(value, str) or not value:
-            return value
+    def moved(value: str) -> str:
         there = Path(began, value)
-        return os.path.relpath(there) if there.exists() or not Path(value).exists() else value
+        if not value or Path(value).is_absolute() or (copied and Path(value).exists() and not there.exists()):
+            return value
+        return os.path.relpath(there)
 
-    for key in PATHS:
-        *parts, last = key.split(".")
-        table = kept["pipeline"]
-        for part in parts:
-            table = table.get(part, {})
-        if last in table:
-            table[last] = moved(table[last])
-    sets = [s.partition("=") for s in kept["set"]]
-    kept["set"] = [
-        f"{key}={json.dumps(moved(_value(text.strip())))}" if key.strip() in PATHS else f"{key}={text}"
-        for key, _, text in sets
-    ]
+    def walk(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(f"{key}.{name}", inner) for name, inner in value.items()}
+        return moved(value) if key in PATHS and isinstance(value, str) else value
+
+    kept["pipeline"] = {key: walk(key, value) for key, value in kept["pipeline"].items()}
+    for i, override in enumerate(kept["set"]):
+        key, _, text = override.partition("=")
+        if any(path == key.strip() or path.startswith(f"{key.strip()}.") for path in PATHS):
+            kept["set"][i] = f"{key}={_inline(walk(key.strip(), _value(text.strip())))}"
     return kept
+
+
+def _inline(value: Any) -> str:
+    """A value of a pipeline in TOML, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _set(table: dict[str, Any], override: str) -> None:

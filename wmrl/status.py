@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from wmrl import files, pipeline
 from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
-from wmrl.store import MAKERS
+from wmrl.store import MAKERS, referred
 
 SCHEMA_VERSION = 1
 State = Literal["complete", "in progress", "missing", "stale", "damaged"]
@@ -105,13 +104,13 @@ def run(logdir: Path | str, as_json: bool = False) -> None:
 
 def _data(pipe: Pipeline, logdir: Path) -> Entry:
     """The dataset: complete if `complete.h5` and every shard that it lists are there."""
-    from wmrl.data import shards
+    from wmrl.data import parts, shards
 
     folder = Path(pipe.data)
     entry = Entry("data", "complete", str(folder), command=f"wmrl generate --logdir {logdir} --data {folder}")
     names = shards.scan(folder)
     if not (folder / shards.COMPLETE).exists():
-        have = sum(name.count for name in names)
+        have = sum(name.count for name in names) + parts.count(folder)
         state: State = "in progress" if have else "missing"
         return dataclasses.replace(entry, state=state, detail=f"{have} of {pipe.generate.rollouts} episodes")
     try:
@@ -153,7 +152,7 @@ def _about(path: Path, role: str) -> dict[str, Any]:
     with files.open(path, role=role) as file:
         about = files.get_tree(file["about"])
     if "from" in about["facts"]:
-        about["facts"]["from"] = os.path.normpath(path.parent / about["facts"]["from"])
+        about["facts"]["from"] = str(referred(path, about["facts"]))
     return about
 
 

@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from wmrl import artifact, config, files
 from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
-from wmrl.sources import BEGAN, STORED
+from wmrl.sources import STORED, place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,7 +104,7 @@ class Store:
         path, other = follow(Path(target), name)
         if path.resolve() == self.path(name).resolve():
             raise ConfigError(f"{target} is {self.path(name)} itself, or refers to it: name another logdir")
-        facts = {"from": os.path.relpath(path, self.logdir), "hash": other.hash}
+        facts = {"from": os.path.relpath(path.resolve(), self.logdir.resolve()), "hash": other.hash}
         self.save(name, Artifact(name, parents=other.parents, facts=facts))
 
     def save_part(self, name: str, tree: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ class Store:
 
     def remember(self, sets: Sequence[str] = ()) -> None:
         """Keep the pipeline in the logdir, and the overrides that made it what it is."""
-        kept = {"pipeline": self.pipe.table(), "set": list(sets), BEGAN: os.path.relpath(".", self.logdir)}
+        kept = {"pipeline": self.pipe.table(), "set": list(sets), **place(self.logdir)}
         text = json.dumps(kept, indent=2) + "\n"
         path = self.logdir / STORED
         if not path.exists() or path.read_text() != text:
@@ -223,7 +223,7 @@ def follow(path: Path, name: str) -> tuple[Path, Artifact]:
     found = artifact.read(path, name)
     if "from" not in found.facts:
         return path, found
-    target = Path(os.path.normpath(path.parent / found.facts["from"]))
+    target = referred(path, found.facts)
     end, other = follow(target, name)
     if other.hash != found.hash:
         raise ContractError(
@@ -231,6 +231,11 @@ def follow(path: Path, name: str) -> tuple[Path, Artifact]:
             f"run: wmrl {MAKERS[name]} --logdir {path.parent} --noreload"
         )
     return end, other
+
+
+def referred(path: Path, facts: Mapping[str, Any]) -> Path:
+    """The file that the artifact at `path` refers to, as seen from here; references begin at their own folder."""
+    return Path(os.path.relpath(path.parent.resolve() / facts["from"]))
 
 
 @contextlib.contextmanager

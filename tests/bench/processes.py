@@ -53,23 +53,25 @@ def _link(bench: Bench, data: Path, episodes: int) -> None:
         os.link(source / played[k % len(played)].file, data / name.file)
 
 
+WATCHED = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Runs a command and prints its peak memory. Linux counts a process's parent in it, as it was when it forked: so the
+parent is this small program, and not the benchmark."""
+
+
 def _peak(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> tuple[float, float]:
-    """Peak resident memory in GB (the process and, separately, its largest child), and seconds."""
+    """Peak resident memory of the command's own process in GB, and seconds."""
     began = time.perf_counter()
-    process = subprocess.Popen(
-        _command(bench, words, data, logdir),
-        cwd=bench.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"wmrl {' '.join(words)} exited {process.returncode}: {said[-600:]}")
-    return usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - began
+    command = [sys.executable, "-c", WATCHED, *_command(bench, words, data, logdir)]
+    done = subprocess.run(command, cwd=bench.folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"wmrl {' '.join(words)} exited {done.returncode}: {done.stderr[-600:]}")
+    return int(done.stdout) * 1024 / 1e9, time.perf_counter() - began
 
 
 def _wmrl(bench: Bench, words: Sequence[str], data: Path, logdir: Path) -> None:

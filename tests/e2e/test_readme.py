@@ -26,6 +26,12 @@ SHORT = {
     "wmrl render carracing-mdnrnn": "--steps 6",
     "wmrl render --dream": "--steps 6",
     "wmrl train-vae carracing-mdnrnn --logdir runs/dream": "--set env.max_steps=60",
+    "wmrl train-vae carracing-mdnrnn --logdir runs/untrained": "--set env.max_steps=60",
+    "wmrl train-controller --logdir runs/untrained": "--pop-size 4 --n-samples 1 --generations 1 "
+    "--set trainer.validation_episodes=1",
+    "wmrl train-vae carracing-mdnrnn --logdir runs/z": "--set env.max_steps=60",
+    "wmrl train-controller --logdir runs/z": "--pop-size 4 --n-samples 1 --generations 1 "
+    "--set trainer.validation_episodes=1",
     "wmrl train-controller --logdir runs/dream": "--pop-size 4 --n-samples 1 --generations 1 "
     "--set trainer.dream_steps=5 --set trainer.validation_episodes=1",
     "wmrl generate --policy controller": "--rollouts 1",

@@ -194,7 +194,7 @@ def test_a_controllers_waves_are_fixed_and_replayed(tmp_path, monkeypatch):
         interrupts.clear()
         Game.at_step = {}
         if shards.scan(folder):
-            with pytest.raises(ConfigError, match="max-workers"):
+            with pytest.raises(ConfigError, match="at a time; this call allows"):
                 generate(folder, rollouts=14, max_workers=5, **how)
         workers = 50 if shards.scan(folder) else 6
         generate(folder, rollouts=14, max_workers=workers, threads=1 if workers == 6 else 4, **how)

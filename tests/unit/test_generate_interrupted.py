@@ -1,7 +1,6 @@
 """generate, interrupted: what was finished is kept, and the rest comes out the same."""
 
 import os
-import shutil
 import signal
 import time
 
@@ -11,7 +10,7 @@ from toy_rollouts import Game, contents, die, finishes_like, generate, killed, l
 
 from wmrl import files, interrupts, seeding
 from wmrl.data import shards
-from wmrl.errors import ArtifactError, Stopped
+from wmrl.errors import ArtifactError, ConfigError, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -98,21 +97,63 @@ def test_episodes_of_a_shard_in_the_making_outlive_kill_9(tmp_path, whole, monke
     assert contents(folder) == contents(tmp_path / "straight" / "data")
 
 
-def test_a_part_of_another_making_or_a_damaged_one_is_not_used(tmp_path, whole):
-    folder = tmp_path / "other" / "data"
-    for damage in (False, True):
-        Game.calls, Game.at_step = 0, {14: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
-        with pytest.raises(Stopped):
-            generate(folder, policy="white" if damage else "held")
-        interrupts.clear()
-        (part,) = folder.glob("*.part.h5")
-        if damage:
-            part.write_bytes(part.read_bytes()[:-1])
-        Game.at_step = {}
-        generate(folder)
-        assert contents(folder) == whole
-        assert ("truncated" in said(folder)) == damage
-        shutil.rmtree(folder)
+def stopped_early(folder, at=14, **how):
+    """Interrupt a collection before its first shard; its part."""
+    Game.calls, Game.at_step = 0, {at: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+    with pytest.raises(Stopped):
+        generate(folder, **how)
+    interrupts.clear()
+    Game.at_step = {}
+    (part,) = folder.glob("*.part.h5")
+    return part
+
+
+def test_a_damaged_part_is_said_and_played_again(tmp_path, whole):
+    folder = tmp_path / "damaged" / "data"
+    part = stopped_early(folder)
+    part.write_bytes(part.read_bytes()[:-1])
+    generate(folder)
+    assert contents(folder) == whole and "truncated" in said(folder)
+    part = stopped_early(tmp_path / "strange" / "data")
+    files.write(part, lambda file: None, role="rollouts-part")
+    generate(part.parent)
+    assert contents(part.parent) == whole and "cannot be read" in said(part.parent)
+
+
+def test_a_part_of_another_policy_is_not_overwritten(tmp_path):
+    part = stopped_early(tmp_path / "data")
+    before = part.read_bytes()
+    for change in ({"policy": "held"}, {"seed": 2}):
+        with pytest.raises(ConfigError, match="was made with"):
+            generate(tmp_path / "data", **change)
+    assert part.read_bytes() == before
+
+
+def test_a_part_serves_another_number_of_rollouts(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmrl.data.shards.episodes_per_shard", lambda row, steps: 16)
+    folder = tmp_path / "more" / "data"
+    stopped_early(folder, at=24)
+    there = kept(folder)
+    assert len(there) >= 3
+    Game.steps = []
+    generate(folder, 14)
+    assert not there & {seed for seed, t in Game.steps if t == length_of(seed)}
+    generate(tmp_path / "straight" / "data", 14)
+    assert contents(folder) == contents(tmp_path / "straight" / "data")
+
+
+def test_what_could_not_be_written_is_not_said_to_be_on_disk(tmp_path, monkeypatch):
+    real = files.write
+
+    def full(path, fill, **more):
+        raise ArtifactError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(files, "write", full)
+    Game.at_step = {14: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
+    with pytest.raises(Stopped):
+        generate(tmp_path / "data")
+    assert "0 of 10 episodes are on disk" in said(tmp_path / "data") and "No space left" in said(tmp_path / "data")
+    monkeypatch.setattr(files, "write", real)
 
 
 def test_slow_games_are_played_few_at_a_time(tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ from wmrl.controllers.linear import Linear
 from wmrl.dream import Dream, Dreamer
 from wmrl.errors import Stopped, UserError
 from wmrl.population import Rollouts
+from wmrl.precision import autocast, lowered
+from wmrl.representations.vae import VAE
 from wmrl.rollout import Agent, Policy, play, waves
 from wmrl.seeding import rng
-from wmrl.spec import Actions, Step
+from wmrl.spec import Actions, Space, Step
 from wmrl.trainers.grounds import Scores
 from wmrl.world import WorldModel
 
@@ -208,6 +210,19 @@ def test_memories_march_with_their_rows_and_frames_can_be_looked_at(world) -> No
     for p, gain in enumerate((1.0, -2.0)):
         expected = [sum(gain * k + 1 for k in range(1, 4 + s % 5)) for s in (3, 4, 5)]
         np.testing.assert_allclose(scores.returns[p], expected)
+
+
+def test_eyes_of_bfloat16_see_what_autocast_sees_and_pictures_stay_float32() -> None:
+    torch.manual_seed(0)
+    vae = VAE(Space((3, 32, 32)), latent=2).requires_grad_(False).eval()
+    world = WorldModel(vae, Memory().requires_grad_(False))
+    frames = rng("frames").integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+    eyes = lowered(vae, "bf16")
+    assert lowered(vae, "fp32") is vae and vae.mean.weight.dtype == torch.float32
+    with torch.inference_mode(), autocast("bf16", "cpu"):
+        torch.testing.assert_close(eyes.encode(torch.from_numpy(frames)), vae.encode(torch.from_numpy(frames)))
+    agent = Agent(world, Policy(Counting()), "bf16", eyes=eyes)
+    assert agent.begin(frames, range(5)).shape == agent.step(frames).shape == (5, 1)
 
 
 def test_noise_is_repeatable_and_bounded(world, controller) -> None:

@@ -145,6 +145,34 @@ def test_a_run_is_found_whole_from_any_folder(tmp_path, monkeypatch):
     assert sorted(sources.stored_sets(Path("runs/x"))) == [f'{k}="{v}"' for k, v in (s.split("=") for s in sets)]
 
 
+def test_absolute_paths_and_tables_hold_from_any_folder(tmp_path, monkeypatch):
+    text = f'{{kind = "vae", from = "{tmp_path}/runs/first"}}'
+    sets = (f"data={tmp_path}/datasets/mine", f"representation={text}", 'dynamics={from = "runs/first"}')
+    store = make("runs/x", *sets)
+    store.path("vae").write_text("begun")
+    monkeypatch.chdir(tmp_path.parent)
+    pipe, _ = resolve(Asked(str(tmp_path / "runs/x"), sets=sets[:2]))
+    assert (pipe.data, pipe.representation["from"]) == (f"{tmp_path}/datasets/mine", f"{tmp_path}/runs/first")
+    assert Path(pipe.dynamics["from"]).resolve() == tmp_path / "runs/first"
+
+
+def test_links_lead_to_the_same_folders(tmp_path, monkeypatch):
+    (tmp_path / "disk/deep/runs").mkdir(parents=True)
+    (tmp_path / "project/datasets/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    Path("runs").symlink_to(tmp_path / "disk/deep/runs")
+    make("runs/x", "data=datasets/mine")
+    monkeypatch.chdir(tmp_path / "project/runs/x")
+    assert Path(resolve(Asked("."))[0].data).resolve() == tmp_path / "project/datasets/mine"
+
+
+def test_anothers_dataset_is_not_taken_for_ones_own(tmp_path, monkeypatch):
+    make("runs/x", "data=datasets/mine")
+    (tmp_path / "other/datasets/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    assert Path(resolve(Asked("../runs/x"))[0].data).resolve() == tmp_path / "datasets/mine"
+
+
 def test_a_copied_logdir_takes_the_dataset_that_lies_here(tmp_path, monkeypatch):
     store = make("old/runs/x")
     here = tmp_path / "new"

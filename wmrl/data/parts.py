@@ -3,6 +3,7 @@
 A part lies beside the shards as `shard-<first>-<count>.part.h5` and is removed when its shard is written.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from wmrl.errors import ArtifactError
 
 ROLE = "rollouts-part"
 SUFFIX = ".part.h5"
+PATTERN = f"shard-*{SUFFIX}"
 Part = dict[int, Episode]
 """Some of a shard's episodes, by number."""
 
@@ -43,19 +45,49 @@ def save(folder: Path, name: Name, part: Mapping[int, Episode], meta: Mapping[st
     files.write(path(folder, name), fill, role=ROLE)
 
 
-def load(folder: Path, names: Sequence[Name], meta: Mapping[str, Any], warn: Callable[[str], None]) -> dict[Name, Part]:
-    """The parts of these shards, but for those of another making, and damaged ones, of which `warn` tells."""
-    found = {}
-    for name in names:
-        if path(folder, name).exists():
-            try:
-                part = _read(path(folder, name), meta)
-            except ArtifactError as error:
-                warn(f"{error}; its episodes are played again")
+def load(
+    folder: Path, names: Sequence[Name], meta: Mapping[str, Any], warn: Callable[[str], None], *, exact: bool = False
+) -> dict[Name, Part]:
+    """The episodes of these shards that lie in parts, whatever shards those parts were begun for.
+
+    Args:
+        folder: The dataset.
+        names: Shards to make.
+        meta: What they will say of their making; parts that say otherwise are left out.
+        warn: Is told of those, and of damaged ones.
+        exact: Take a part for its own shard only: episodes that were played together belong together.
+    """
+    found: dict[Name, Part] = {}
+    for where in sorted(folder.glob(PATTERN)):
+        try:
+            part = _read(where, meta)
+        except ArtifactError as error:
+            warn(f"{error}; its episodes are played again")
+            continue
+        for name in names:
+            if exact and where != path(folder, name):
                 continue
-            if part:
-                found[name] = part
+            if mine := {i: part[i] for i in part if name.first <= i < name.first + name.count}:
+                found.setdefault(name, {}).update(mine)
     return found
+
+
+def count(folder: Path) -> int:
+    """How many episodes lie in parts; damaged ones hold none."""
+    numbers: set[int] = set()
+    for where in folder.glob(PATTERN):
+        with contextlib.suppress(ArtifactError, KeyError), files.open(where, role=ROLE, verify=False) as file:
+            numbers |= set(file["number"][()].tolist())
+    return len(numbers)
+
+
+def made(folder: Path) -> dict[str, Any] | None:
+    """What the first readable part says of its making; None without one."""
+    for where in sorted(folder.glob(PATTERN)):
+        with contextlib.suppress(ArtifactError, KeyError, ValueError), files.open(where, role=ROLE) as file:
+            about: dict[str, Any] = json.loads(file.attrs["meta"])
+            return about
+    return None
 
 
 def remove(folder: Path, name: Name) -> None:
@@ -65,19 +97,22 @@ def remove(folder: Path, name: Name) -> None:
 
 def clear(folder: Path) -> None:
     """Forget all parts: the dataset is complete."""
-    for leftover in folder.glob(f"shard-*{SUFFIX}"):
+    for leftover in folder.glob(PATTERN):
         leftover.unlink(missing_ok=True)
 
 
 def _read(where: Path, meta: Mapping[str, Any]) -> Part:
     with files.open(where, role=ROLE) as file:
-        if file.attrs["meta"] != _text(meta):
-            return {}
-        start, columns = file["start"][()], {name: file[name][()] for name in shards.COLUMNS}
-        return {
-            int(number): Episode(**{name: rows[a:b] for name, rows in columns.items()}, seed=int(seed))
-            for number, seed, a, b in zip(file["number"][()], file["seed"][()], start[:-1], start[1:], strict=True)
-        }
+        try:
+            if file.attrs["meta"] != _text(meta):
+                raise ArtifactError(f"{where} was made otherwise, or by other versions")
+            start, columns = file["start"][()], {name: file[name][()] for name in shards.COLUMNS}
+            return {
+                int(number): Episode(**{name: rows[a:b] for name, rows in columns.items()}, seed=int(seed))
+                for number, seed, a, b in zip(file["number"][()], file["seed"][()], start[:-1], start[1:], strict=True)
+            }
+        except (KeyError, OSError, ValueError) as error:
+            raise ArtifactError(f"{where} cannot be read: {error}") from error
 
 
 def _text(meta: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wmrl.config import plain
-from wmrl.data import shards
+from wmrl.data import parts, shards
 from wmrl.data.shards import Name
 from wmrl.errors import ConfigError
 from wmrl.pipeline import Pipeline
@@ -56,12 +56,14 @@ def recipe(pipe: Pipeline) -> dict[str, Any]:
     if settings.policy == "held":
         policy["hold"] = settings.hold
     if settings.policy == "controller":
-        policy |= {"controller": settings.controller, "noise": settings.noise}
+        policy["noise"] = settings.noise  # which controller, its hash tells
     return {"env": plain(pipe.env), "policy": policy, "seed": pipe.seed}
 
 
 def stored(folder: Path, append: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """What the first shard says of its making, and what the first one of the run in progress says; None without one.
+
+    Where there is no shard yet, a part of one speaks.
 
     Args:
         folder: The dataset.
@@ -69,7 +71,7 @@ def stored(folder: Path, append: int) -> tuple[dict[str, Any] | None, dict[str, 
     """
     names = shards.scan(folder)
     if not names:
-        return None, None
+        return (parts.made(folder),) * 2
     first = shards.read_meta(folder / names[0].file)
     later = [name for name in names if name.first >= base(folder)]
     current = shards.read_meta(folder / later[0].file) if later else (None if append else first)

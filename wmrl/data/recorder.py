@@ -95,6 +95,7 @@ class Writer:
         self.folder, self.meta = folder, meta
         self._shard = {number: name for name in names for number in range(name.first, name.first + name.count)}
         self._parts = {name: dict(part) for name, part in (begun or {}).items()}
+        self._written = {name: len(part) for name, part in self._parts.items()}
         self._waiting: dict[Name, float] = {}  # since when the oldest episode that is in no file waits
         self._queue: queue.Queue[tuple[Name, Part] | None] = queue.Queue(2)
         self._error: BaseException | None = None
@@ -120,9 +121,14 @@ class Writer:
             del self._parts[name]
 
     @property
-    def missing(self) -> int:
-        """Episodes of these shards that have not come yet."""
-        return len(self._shard) - sum(len(part) for part in self._parts.values())
+    def written(self) -> int:
+        """Episodes of these shards that are on the disk."""
+        return sum(self._written.values())
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong with writing, if anything."""
+        return self._error
 
     def tick(self) -> None:
         """Keep what has waited long; to be called now and then."""
@@ -163,9 +169,10 @@ class Writer:
     def _write(self, name: Name, part: Part) -> None:
         if len(part) < name.count:
             parts.save(self.folder, name, part, self.meta)
-            return
-        shards.write_shard(self.folder, name.first, [part[i] for i in sorted(part)], self.meta)
-        parts.remove(self.folder, name)
+        else:
+            shards.write_shard(self.folder, name.first, [part[i] for i in sorted(part)], self.meta)
+            parts.remove(self.folder, name)
+        self._written[name] = len(part)
 
     def _raise(self) -> None:
         if self._error is not None:

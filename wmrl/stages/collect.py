@@ -103,7 +103,9 @@ class Job:
             with writer:
                 self._play(lanes, waves, writer, log)
         except Stopped:
-            have = self.total - writer.missing
+            have = self.total - sum(name.count for name in self.names) + writer.written
+            if writer.error is not None:
+                log.warn(f"not all could be written: {writer.error}")
             log.say(f"stopped: {have} of {self.total} episodes are on disk; the same command continues")
             raise
         log.progress(self.steps, self.steps, "steps", f"{self.total} of {self.total} episodes")

@@ -67,7 +67,8 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
         _sight(pipe, env, log)
         meta = _meta(recipe, env)
-        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, parts.load(folder, names, meta, log.warn))
+        begun = parts.load(folder, names, meta, log.warn, exact=looks)
+        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun)
         _announce(pipe, job, env, log, run)
         job.work(_lanes(pipe, job, env, run, stack), meta, log)
 
@@ -135,7 +136,7 @@ def _environments(pipe: Pipeline, recipe: dict[str, Any], run: Run) -> int:
     """How many environments play side by side."""
     if stored := recipe["policy"].get("environments"):
         if stored > run.max_workers:
-            raise ConfigError(f"--max-workers: the episodes so far were made {stored} at a time; allow as many")
+            raise ConfigError(f"the episodes so far were made {stored} at a time; this call allows {run.max_workers}")
         return int(stored)
     bytes_each = 3 * pipe.env.size**2 * ((pipe.env.max_steps or 1000) + 1)
     return int(max(1, min(PER_THREAD * run.threads, run.max_workers, WAVE_BYTES // bytes_each)))

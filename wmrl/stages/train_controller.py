@@ -201,9 +201,8 @@ def _grounds(
         log.say(f"{n} environments at once, {lines}, {run.device}, frames encoded in {precision}")
         preflight = [number(pipe.seed, "preflight", i) for i in range(min(each, 2))]
         eyes = precisions.lowered(world.representation, precision)
-        seeing = WorldModel(eyes, world.dynamics, sample=world.sample)
-        play(env, Agent(seeing, Policy(controller), precision), preflight, max_steps=3)
-        return Rollouts(games, lambda policy: Agent(seeing, policy, precision), controller, each, device)
+        play(env, Agent(world, Policy(controller), precision, eyes=eyes), preflight, max_steps=3)
+        return Rollouts(games, lambda policy: Agent(world, policy, precision, eyes=eyes), controller, each, device)
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = _bank(world, episodes, device)

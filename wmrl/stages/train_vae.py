@@ -163,7 +163,7 @@ def _fit(module: Any, pipe: Pipeline, episodes: Episodes, store: Store, log: Log
 
 
 def _validation(episodes: Episodes, valid: np.ndarray, pipe: Pipeline) -> list[Batch]:
-    """The fixed validation batches: single frames from all over the validation episodes."""
+    """The fixed validation batches: frames from all over the validation episodes, in runs of a few."""
     settings: Fit = pipe.fit.vae
     count = settings.batch * settings.length
     stream = frames(episodes, valid, count, 1, key=(pipe.seed, NAME, "valid"))
