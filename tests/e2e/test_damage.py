@@ -76,7 +76,7 @@ def whole(reference, tmp_path_factory) -> Path:
 
 def file_of(folder: Path, name: str) -> Path:
     if name == "shard":
-        return sorted((folder / DATA).glob("shard-*.h5"))[1]
+        return sorted((folder / DATA).glob("shard-*[0-9].h5"))[1]
     return folder / (DATA if name == "complete.h5" else LOGDIR) / name
 
 

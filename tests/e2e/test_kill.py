@@ -64,7 +64,7 @@ def repeated(stage: str, whole, runs) -> None:
 
 
 def finished_shards(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (folder / DATA).glob("shard-*.h5")}
+    return {path.name: path.stat().st_mtime_ns for path in (folder / DATA).glob("shard-*[0-9].h5")}
 
 
 def interrupt_and_continue(launch, reference, folder: Path, stage: str, fault: dict) -> None:
