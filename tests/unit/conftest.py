@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_rollouts
 from torch import nn
 
 from wmrl import artifact, config, evaluation, interrupts, scoring
@@ -140,3 +141,15 @@ def toy(monkeypatch, tmp_path):
 def parts(toy):
     """A function that makes a logdir with untrained parts."""
     return make_parts
+
+
+@pytest.fixture
+def toy_game(monkeypatch):
+    """Rollouts are collected from a toy (see `toy_rollouts`)."""
+    yield from toy_rollouts.game(monkeypatch)
+
+
+@pytest.fixture
+def uninterrupted(toy_game, tmp_path):
+    """The bytes of a dataset of 10 episodes of the toy, made in one go."""
+    return toy_rollouts.whole_dataset(tmp_path)

@@ -17,15 +17,7 @@ from wmrl.errors import ArtifactError, ConfigError, Stopped, UserError
 from wmrl.stages import generate as stage
 from wmrl.store import lock
 
-
-@pytest.fixture(autouse=True)
-def game(monkeypatch):
-    yield from toy_rollouts.game(monkeypatch)
-
-
-@pytest.fixture
-def whole(tmp_path):
-    return toy_rollouts.whole_dataset(tmp_path)
+pytestmark = pytest.mark.usefixtures("toy_game")
 
 
 def test_episodes_are_what_was_played(tmp_path):
@@ -128,22 +120,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, key, finished):
     assert contents(tmp_path / "data") == before
 
 
-def test_a_lost_shard_is_made_again_and_nothing_else(tmp_path, whole):
+def test_a_lost_shard_is_made_again_and_nothing_else(tmp_path, uninterrupted):
     folder = tmp_path / "again" / "data"
     generate(folder)
     (folder / "shard-000004-4.h5").unlink()
     others = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*[0-9].h5")}
-    finishes_like(whole, folder)
+    finishes_like(uninterrupted, folder)
     assert others and {path: path.stat().st_mtime_ns for path in others} == others
 
 
-def test_a_lost_list_is_made_again_without_playing(tmp_path, whole):
+def test_a_lost_list_is_made_again_without_playing(tmp_path, uninterrupted):
     folder = tmp_path / "again" / "data"
     generate(folder)
     (folder / "complete.h5").unlink()
     Game.steps = []
     generate(folder)
-    assert contents(folder) == whole and not Game.steps
+    assert contents(folder) == uninterrupted and not Game.steps
 
 
 def test_two_at_once_are_refused(tmp_path):
@@ -209,14 +201,14 @@ def lanes(monkeypatch):
     monkeypatch.setattr(stage, "LANES", ("toy",))
 
 
-def test_two_lanes_change_no_byte(tmp_path, whole, lanes):
+def test_two_lanes_change_no_byte(tmp_path, uninterrupted, lanes):
     for threads, workers in ((2, 2), (2, 7), (3, 256)):
         folder = tmp_path / f"{threads}-{workers}" / "data"
         generate(folder, threads=threads, max_workers=workers)
-        assert contents(folder) == whole
+        assert contents(folder) == uninterrupted
 
 
-def test_an_error_in_either_lane_ends_both(tmp_path, whole, lanes):
+def test_an_error_in_either_lane_ends_both(tmp_path, uninterrupted, lanes):
     def fail():
         raise OSError("the environment died")
 
@@ -227,17 +219,17 @@ def test_an_error_in_either_lane_ends_both(tmp_path, whole, lanes):
         with pytest.raises(OSError, match="the environment died"):
             generate(folder, threads=2, max_workers=4)
         assert threading.active_count() == before
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
 
 
-def test_a_signal_ends_both_lanes(tmp_path, whole, lanes):
+def test_a_signal_ends_both_lanes(tmp_path, uninterrupted, lanes):
     for number in range(14, 40, 6):
         folder = tmp_path / str(number) / "data"
         Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGINT)}
         with pytest.raises(Stopped):
             generate(folder, threads=2, max_workers=4)
         interrupts.clear()
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
 
 
 def test_a_trained_controller_acts_with_noise_if_asked(tmp_path, parts):

@@ -5,25 +5,16 @@ import signal
 import time
 
 import pytest
-import toy_rollouts
 from toy_rollouts import Game, contents, die, finishes_like, generate, killed, length_of, said
 
 from wmrl import files, interrupts, seeding
 from wmrl.data import shards
 from wmrl.errors import ArtifactError, ConfigError, Stopped
 
-
-@pytest.fixture(autouse=True)
-def game(monkeypatch):
-    yield from toy_rollouts.game(monkeypatch)
+pytestmark = pytest.mark.usefixtures("toy_game")
 
 
-@pytest.fixture
-def whole(tmp_path):
-    return toy_rollouts.whole_dataset(tmp_path)
-
-
-def test_a_signal_at_any_step_loses_little(tmp_path, whole):
+def test_a_signal_at_any_step_loses_little(tmp_path, uninterrupted):
     for number in range(1, 60, 9):
         folder = tmp_path / str(number) / "data"
         Game.calls, Game.at_step = 0, {number: lambda: setattr(interrupts, "_pending", signal.SIGTERM)}
@@ -33,16 +24,16 @@ def test_a_signal_at_any_step_loses_little(tmp_path, whole):
             assert stopped.code == 143 and "same command continues" in said(folder)
         interrupts.clear()
         assert not list(folder.glob("*.tmp*"))
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
 
 
-def test_kill_9_at_any_step_loses_little(tmp_path, whole):
+def test_kill_9_at_any_step_loses_little(tmp_path, uninterrupted):
     kills = 0
     for number in range(2, 60, 8):
         folder = tmp_path / str(number) / "data"
         Game.calls, Game.at_step = 0, {number: die}
         kills += killed(lambda folder=folder: generate(folder))
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
     assert kills >= 5
 
 
@@ -55,7 +46,7 @@ def kept(folder):
     return seeds
 
 
-def test_episodes_of_a_shard_in_the_making_are_kept_at_a_signal(tmp_path, whole):
+def test_episodes_of_a_shard_in_the_making_are_kept_at_a_signal(tmp_path, uninterrupted):
     kept_once = 0
     for number in range(8, 38, 6):
         folder = tmp_path / str(number) / "data"
@@ -70,14 +61,14 @@ def test_episodes_of_a_shard_in_the_making_are_kept_at_a_signal(tmp_path, whole)
         on_disk = parts | {seeding.number(1, "episode", i) for i in numbers}
         assert ended <= on_disk, "what has ended is on the disk"
         assert f"{len(on_disk)} of 10 episodes are on disk" in said(folder)
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
         again = {seed for seed, t in Game.steps if t == length_of(seed)}
         assert not again & on_disk, "what was on the disk was played again"
         kept_once += bool(parts)
     assert kept_once >= 2
 
 
-def test_episodes_of_a_shard_in_the_making_outlive_kill_9(tmp_path, whole, monkeypatch):
+def test_episodes_of_a_shard_in_the_making_outlive_kill_9(tmp_path, uninterrupted, monkeypatch):
     monkeypatch.setattr("wmrl.data.recorder.KEEP_AFTER", 0.0)
     monkeypatch.setattr("wmrl.data.shards.episodes_per_shard", lambda row, steps: 16)
     folder = tmp_path / "killed" / "data"
@@ -108,16 +99,16 @@ def stopped_early(folder, at=14, **how):
     return part
 
 
-def test_a_damaged_part_is_said_and_played_again(tmp_path, whole):
+def test_a_damaged_part_is_said_and_played_again(tmp_path, uninterrupted):
     folder = tmp_path / "damaged" / "data"
     part = stopped_early(folder)
     part.write_bytes(part.read_bytes()[:-1])
     generate(folder)
-    assert contents(folder) == whole and "truncated" in said(folder)
+    assert contents(folder) == uninterrupted and "truncated" in said(folder)
     part = stopped_early(tmp_path / "strange" / "data")
     files.write(part, lambda file: None, role="rollouts-part")
     generate(part.parent)
-    assert contents(part.parent) == whole and "cannot be read" in said(part.parent)
+    assert contents(part.parent) == uninterrupted and "cannot be read" in said(part.parent)
 
 
 def test_a_part_of_another_policy_is_not_overwritten(tmp_path):
@@ -163,7 +154,7 @@ def test_slow_games_are_played_few_at_a_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("operation", ["write", "fsync", "replace", "open"])
-def test_kill_9_while_a_shard_is_written_leaves_no_third_thing(tmp_path, whole, operation, monkeypatch):
+def test_kill_9_while_a_shard_is_written_leaves_no_third_thing(tmp_path, uninterrupted, operation, monkeypatch):
     kills = 0
     for number in range(1, 5):
         folder = tmp_path / f"{operation}{number}" / "data"
@@ -184,12 +175,12 @@ def test_kill_9_while_a_shard_is_written_leaves_no_third_thing(tmp_path, whole, 
 
         Game.calls = 0
         kills += killed(work)
-        finishes_like(whole, folder)
+        finishes_like(uninterrupted, folder)
         assert not list(folder.glob("*.tmp*")), "what was half written is cleared away"
     assert kills >= 3
 
 
-def test_a_full_disk_stops_with_the_reason_and_the_rest_goes_on_later(tmp_path, whole, monkeypatch):
+def test_a_full_disk_stops_with_the_reason_and_the_rest_goes_on_later(tmp_path, uninterrupted, monkeypatch):
     real, folder = files.write, tmp_path / "full" / "data"
 
     def full(path, fill, **more):
@@ -202,4 +193,4 @@ def test_a_full_disk_stops_with_the_reason_and_the_rest_goes_on_later(tmp_path, 
         generate(folder)
     assert [name.first for name in shards.scan(folder)][:1] == [0]
     monkeypatch.setattr(files, "write", real)
-    finishes_like(whole, folder)
+    finishes_like(uninterrupted, folder)

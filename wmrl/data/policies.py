@@ -4,6 +4,7 @@ The actions of an episode depend on its seed alone, whatever other episodes marc
 `rng(s, "policy")`. Actions are one-hot, or in [-1, 1], the affine image of the environment's box.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,15 +18,15 @@ BLOCK = 256
 """Steps drawn at a time."""
 
 
-class Random:
+class Random(ABC):
     """An actor whose rows each follow a stream of blocks of actions, (steps, A), made by `plan`."""
 
     def __init__(self, actions: Actions):
         self.actions = actions
 
+    @abstractmethod
     def plan(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """The actions of one episode, endless, in blocks of any number of steps."""
-        raise NotImplementedError
 
     def begin(self, obs: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         """As `Actor.begin`; the observations are not looked at."""

@@ -11,7 +11,7 @@ from wmrl.seeding import rng
 class Strategy:
     """An evolution strategy whose generation k draws from `rng(seed, "cma-es", k)` and from nothing else.
 
-    Telling the same fitnesses again restores it exactly, without a pickle of it.
+    Telling the same fitnesses again restores it exactly: its state is never stored.
 
     Args:
         x0: (n,) mean of the first generation.
