@@ -165,12 +165,11 @@ def load(source: str | Path | None, overrides: Iterable[str] = ()) -> Pipeline:
         ConfigError: for an unknown name or key, or a value of a wrong type; it names the file and the key.
         ArtifactError: if a logdir holds no pipeline.
     """
-    table = read_checked(str(source or DEFAULT))
-    return parse(with_overrides(table, overrides))
+    return parse(with_overrides(read_checked(str(source or DEFAULT))[1], overrides))
 
 
-def read_checked(source: str) -> dict[str, Any]:
-    """The table of a pipeline, its name included, checked.
+def read_checked(source: str) -> tuple[Pipeline, dict[str, Any]]:
+    """A pipeline as it is stored, and its table, the name included.
 
     Raises:
         ConfigError: as `load`.
@@ -179,12 +178,11 @@ def read_checked(source: str) -> dict[str, Any]:
     name, table = read(source)
     table = {"name": name, **table}
     try:
-        parse(table)
+        return parse(table), table
     except ConfigError as error:
         if Path(source).is_dir():
             raise ArtifactError(f"{Path(source) / STORED}: {error}") from error
         raise
-    return table
 
 
 def parse(table: Mapping[str, Any]) -> Pipeline:

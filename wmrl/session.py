@@ -66,8 +66,8 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
         ArtifactError: if a stored pipeline is damaged.
     """
     source, logdir = _source(asked)
-    table = pipeline.read_checked(source)
-    own_env = pipeline.parse(table).env.id
+    own, table = pipeline.read_checked(source)
+    own_env = own.env.id
     sets = (*asked.sets, *flags_as_sets(asked.flags))
     pipe = _override(table, asked.data, sets, own_env)
     folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own_env))

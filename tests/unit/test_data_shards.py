@@ -79,7 +79,7 @@ def test_blocks_cover_all_rows_in_order(tmp_path):
 def test_an_unfinished_dataset_is_refused_with_the_command_that_finishes_it(tmp_path):
     dataset(tmp_path, [5, 4, 3])
     (tmp_path / "complete.h5").unlink()
-    with pytest.raises(ArtifactError, match=r"unfinished \(3 episodes so far\).*wmrl generate"):
+    with pytest.raises(ArtifactError, match=r"unfinished \(3 episodes in whole shards so far\).*wmrl generate"):
         Episodes(tmp_path)
     assert len(Episodes(tmp_path, partial=True)) == 3
 

@@ -131,8 +131,8 @@ def test_more_generations_continue_a_finished_search() -> None:
 
 
 def test_full_and_diagonal_replays_agree_with_one_pass() -> None:
-    for diagonal in (False, True):
-        toy, trainer = Toy(), Evolve(**SMALL, generations=12, diagonal=diagonal, sigma=0.5)
+    for diagonal, decay in ((False, 1.0), (True, 1.0), (False, 0.9)):
+        toy, trainer = Toy(), Evolve(**SMALL, generations=12, diagonal=diagonal, sigma=0.5, sigma_decay=decay)
         expected, facts = _train(toy, trainer)
         again, replayed = _train(toy, trainer)
         np.testing.assert_array_equal(replayed["last"], facts["last"])
@@ -193,8 +193,25 @@ def test_dreams_are_scored_asleep_only() -> None:
     assert asked == [(1.2, "sample", 50)]
 
 
+def test_the_step_size_decays_on_top_of_its_own_adaptation() -> None:
+    plain, decayed = (
+        _train(Toy(), Evolve(**SMALL, generations=30, sigma=0.3, sigma_decay=decay))[1]["history"]["sigma"]
+        for decay in (1.0, 0.9)
+    )
+    assert decayed[0] == pytest.approx(0.9 * plain[0])  # the first generations play alike
+    assert decayed[-1] < 0.1 * plain[-1]
+
+
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"population": 3}, {"sigma": 0.0}, {"samples": 0}, {"halving": 16}, {"validate_every": 0}):
+    for wrong in (
+        {"population": 3},
+        {"sigma": 0.0},
+        {"sigma_decay": 1.1},
+        {"sigma_decay": 0.0},
+        {"samples": 0},
+        {"halving": 16},
+        {"validate_every": 0},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Evolve(**wrong)  # type: ignore[arg-type]
 

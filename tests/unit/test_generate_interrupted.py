@@ -9,6 +9,8 @@ from toy_rollouts import Game, contents, die, finishes_like, generate, killed, l
 
 from wmrl import files, interrupts, seeding
 from wmrl.data import shards
+from wmrl.data.check import check
+from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError, ConfigError, Stopped
 
 pytestmark = pytest.mark.usefixtures("toy_game")
@@ -109,6 +111,15 @@ def test_a_damaged_part_is_said_and_played_again(tmp_path, uninterrupted):
     files.write(part, lambda file: None, role="rollouts-part")
     generate(part.parent)
     assert contents(part.parent) == uninterrupted and "cannot be read" in said(part.parent)
+
+
+def test_readers_say_that_a_begun_dataset_is_unfinished(tmp_path):
+    stopped_early(tmp_path / "data")
+    for read in (Episodes, lambda folder: list(check(folder))):
+        with pytest.raises(ArtifactError, match="is unfinished"):
+            read(tmp_path / "data")
+        with pytest.raises(ArtifactError, match="holds no episodes"):
+            read(tmp_path / "nothing")
 
 
 def test_a_part_of_another_policy_is_not_overwritten(tmp_path):

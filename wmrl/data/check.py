@@ -25,7 +25,7 @@ def check(folder: Path) -> Iterator[Finding]:
     """
     names = shards.scan(folder)
     if not names:
-        raise ArtifactError(f"{folder} holds no episodes; to make some: wmrl generate --data {folder}")
+        raise shards.absent(folder)
     index = None
     try:
         index = shards.read_complete(folder)

@@ -18,15 +18,13 @@ from wmrl.data.shards import Episode, Name
 from wmrl.errors import ArtifactError
 
 ROLE = "rollouts-part"
-SUFFIX = ".part.h5"
-PATTERN = f"shard-*{SUFFIX}"
 Part = dict[int, Episode]
 """Some of a shard's episodes, by number."""
 
 
 def path(folder: Path, name: Name) -> Path:
     """Where the part of a shard lies."""
-    return (folder / name.file).with_suffix(SUFFIX)
+    return (folder / name.file).with_suffix(".part.h5")
 
 
 def save(folder: Path, name: Name, part: Mapping[int, Episode], meta: Mapping[str, Any]) -> None:
@@ -58,7 +56,7 @@ def load(
         exact: Take a part for its own shard only: episodes that were played together belong together.
     """
     found: dict[Name, Part] = {}
-    for where in sorted(folder.glob(PATTERN)):
+    for where in sorted(folder.glob(shards.PARTS)):
         try:
             part = _read(where, meta)
         except ArtifactError as error:
@@ -75,7 +73,7 @@ def load(
 def count(folder: Path) -> int:
     """How many episodes lie in parts; damaged ones hold none."""
     numbers: set[int] = set()
-    for where in folder.glob(PATTERN):
+    for where in folder.glob(shards.PARTS):
         with contextlib.suppress(ArtifactError, KeyError), files.open(where, role=ROLE, verify=False) as file:
             numbers |= set(file["number"][()].tolist())
     return len(numbers)
@@ -83,7 +81,7 @@ def count(folder: Path) -> int:
 
 def made(folder: Path) -> dict[str, Any] | None:
     """What the first readable part says of its making; None without one."""
-    for where in sorted(folder.glob(PATTERN)):
+    for where in sorted(folder.glob(shards.PARTS)):
         with contextlib.suppress(ArtifactError, KeyError, ValueError), files.open(where, role=ROLE) as file:
             about: dict[str, Any] = json.loads(file.attrs["meta"])
             return about
@@ -97,7 +95,7 @@ def remove(folder: Path, name: Name) -> None:
 
 def clear(folder: Path) -> None:
     """Forget all parts: the dataset is complete."""
-    for leftover in folder.glob(PATTERN):
+    for leftover in folder.glob(shards.PARTS):
         leftover.unlink(missing_ok=True)
 
 

@@ -35,6 +35,8 @@ CHUNK_BYTES = 16 * 3 * 64 * 64
 SHARD_BYTES = 1 << 27
 """The most raw bytes of observations in a shard, which is built in memory: 8 CarRacing episodes of 1,000 steps."""
 COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
+PARTS = "shard-*.part.h5"
+"""Files of shards in the making (see `wmrl.data.parts`)."""
 _NAME = re.compile(r"shard-(\d{6,})-(\d+)\.h5")
 
 
@@ -190,7 +192,7 @@ def index(folder: Path, names: Sequence[Name]) -> Index:
         ContractError: if they hold different kinds of observations or actions.
     """
     if not names:
-        raise ArtifactError(f"{folder} holds no episodes; to make some: wmrl generate --data {folder}")
+        raise absent(folder)
     tables: dict[str, list[np.ndarray]] = {"seeds": [], "lengths": [], "returns": []}
     hashes: list[str] = []
     meta: dict[str, Any] = {}
@@ -246,6 +248,15 @@ def complete(folder: Path, names: Sequence[Name] | None = None) -> Index:
     return found
 
 
+def absent(folder: Path) -> ArtifactError:
+    """What to say of a folder that is no complete dataset."""
+    have = sum(name.count for name in scan(folder))
+    state = "holds no episodes; to make some"
+    if have or any(folder.glob(PARTS)):
+        state = f"is unfinished ({have} episodes in whole shards so far); to finish it"
+    return ArtifactError(f"{folder} {state}: wmrl generate --data {folder}")
+
+
 def read_complete(folder: Path) -> Index:
     """The index that `complete` wrote.
 
@@ -254,9 +265,7 @@ def read_complete(folder: Path) -> Index:
     """
     path = folder / COMPLETE
     if not path.exists():
-        have = sum(name.count for name in scan(folder))
-        state = f"is unfinished ({have} episodes so far); to finish it" if have else "holds no episodes; to make some"
-        raise ArtifactError(f"{folder} {state}: wmrl generate --data {folder}")
+        raise absent(folder)
     with files.open(path, role="dataset") as file:
         tree = files.get_tree(file)
     if tree["format"] > FORMAT:

@@ -26,6 +26,8 @@ class Evolve:
         population: Candidates in a generation. Source: Ha & Schmidhuber 2018, 64.
         samples: Episodes that each candidate plays. Source: Ha & Schmidhuber 2018, 16.
         sigma: Standard deviation of the first generation, in units of the parameters. Source: ctallec, 0.1.
+        sigma_decay: What the step size is multiplied by after each generation, on top of CMA-ES's own adaptation. That
+            acts over about 3 * parameters / population generations: less than 1 where a search is shorter than that.
         generations: Generations in all; a larger number continues a finished search.
         diagonal: Learn variances only, no covariances (CMA_diagonal): faster for many parameters.
         abort: Steps without a new best return after which a training rollout is given up; 0 never. Validation and test
@@ -51,6 +53,7 @@ class Evolve:
         population: int = 64,
         samples: int = 16,
         sigma: float = 0.1,
+        sigma_decay: float = 1.0,
         generations: int = 100,
         diagonal: bool = False,
         abort: int = 0,
@@ -70,12 +73,15 @@ class Evolve:
         _at_least(0, abort=abort, halving=halving, keep_every=keep_every)
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be greater than 0 and finite, got {sigma}")
+        if not 0 < sigma_decay <= 1:
+            raise ValueError(f"sigma_decay must be greater than 0 and at most 1, got {sigma_decay}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         if halving and (halving + 1 > samples or population >> halving < 1):
             raise ValueError(f"halving {halving} is too much for {population} candidates and {samples} samples")
         self.population, self.samples, self.sigma, self.generations = population, samples, sigma, generations
-        self.diagonal, self.abort, self.halving, self.keep_every = diagonal, abort, halving, keep_every
+        self.sigma_decay, self.diagonal, self.abort = sigma_decay, diagonal, abort
+        self.halving, self.keep_every = halving, keep_every
         self.validate_every, self.validation_episodes = validate_every, validation_episodes
         self.target_return = math.inf if target_return is None else target_return
         self.where, self.temperature, self.ends, self.dream_steps = where, temperature, ends, dream_steps
@@ -105,7 +111,12 @@ class _Search:
         saved = grounds.resume()
         self.course = Course.begin(x0) if saved is None else Course.from_tree(saved)
         self.strategy = Strategy(
-            self.course.x0, sigma=how.sigma, population=how.population, diagonal=how.diagonal, seed=grounds.seed
+            self.course.x0,
+            sigma=how.sigma,
+            population=how.population,
+            diagonal=how.diagonal,
+            seed=grounds.seed,
+            decay=how.sigma_decay,
         )
         self.score: Score = grounds.awake
         if how.where == "dream":

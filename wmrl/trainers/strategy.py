@@ -18,11 +18,14 @@ class Strategy:
         sigma: Standard deviation of the first generation.
         population: Candidates in a generation.
         diagonal: Learn variances only, no covariances: for large n.
+        decay: What the step size is multiplied by after each generation, on top of its own adaptation.
         seed: The run's seed.
     """
 
-    def __init__(self, x0: np.ndarray, *, sigma: float, population: int, diagonal: bool, seed: int) -> None:
-        self._seed, self.generation = seed, 0
+    def __init__(
+        self, x0: np.ndarray, *, sigma: float, population: int, diagonal: bool, seed: int, decay: float = 1.0
+    ) -> None:
+        self._seed, self._decay, self.generation = seed, decay, 0
         options = {
             "popsize": population,
             "CMA_diagonal": diagonal,
@@ -59,6 +62,7 @@ class Strategy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._es.tell(self._asked, [-float(f) for f in fitness])
+        self._es.sigma *= self._decay
         self.generation += 1
 
     def _randn(self, *shape: int) -> np.ndarray:
