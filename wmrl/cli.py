@@ -118,6 +118,7 @@ def test_controller(
     backend: Annotated[
         str, typer.Option(help="envpool: score on envpool's game too, beside gymnasium's.")
     ] = "gymnasium",
+    capture_video: Annotated[bool, _option("Film the recorded episodes.", "--capture-video")] = False,
     noreload: Annotated[bool, _option("Play all episodes again.", "--noreload")] = False,
 ) -> Call:
     """Score the trained controller on fixed test episodes; every return is kept."""
@@ -131,6 +132,7 @@ def test_controller(
             target_return=target_return,
             baselines=tuple(baseline or ()),
             backend=backend,
+            capture_video=capture_video,
         )
 
     return Call(run={"noreload": noreload}, options=options)

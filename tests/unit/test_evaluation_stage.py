@@ -56,6 +56,16 @@ def test_some_episodes_are_kept_whole(tmp_path, parts):
         assert [int((frame[1] == 250).any(1).sum()) for frame in episode.obs] == list(range(length + 1))
 
 
+def test_the_episodes_kept_can_be_filmed_at_once(tmp_path, capsys, parts):
+    store = parts(tmp_path / "run")
+    run_test(store, as_json=True)
+    assert json.loads(capsys.readouterr().out)["files"] == []
+    run_test(store, as_json=True, capture_video=True)
+    films = [store.logdir / "videos" / f"toy-v0-5-episode-{i}.mp4" for i in (0, 1)]
+    assert json.loads(capsys.readouterr().out)["files"] == [str(film) for film in films]
+    assert all(film.stat().st_size > 1000 for film in films)
+
+
 def test_a_second_call_plays_nothing(tmp_path, toy, parts):
     store = parts(tmp_path / "run")
     first = run_test(store)

@@ -74,13 +74,24 @@ def render(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOpti
         ArtifactError: if there is nothing to show, or a part for it is missing.
         ConfigError: if the flags do not go together, or an episode is not there.
     """
-    options = options or RenderOptions()
+    paths = draw(pipe, store, log, run, options or RenderOptions())
+    for path in paths:
+        log.out(str(path))
+    log.result({"files": [str(path) for path in paths]})
+
+
+def draw(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOptions) -> list[Path]:
+    """What `render` does, without printing the paths.
+
+    Raises:
+        ArtifactError, ConfigError: as `render`.
+    """
     _check(options)
     if options.curves:
         with _writing():
-            path = curves.draw([store.logdir, *options.compare], options.out or store.logdir / "videos" / "curves.png")
-        _told(log, [path])
-        return
+            return [
+                curves.draw([store.logdir, *options.compare], options.out or store.logdir / "videos" / "curves.png")
+            ]
     subject = choose(pipe, store, log, run, options)
     if options.steps is not None:
         subject = dataclasses.replace(subject, episode=subject.episode.cut(options.steps))
@@ -90,8 +101,7 @@ def render(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOpti
         columns, headers = _columns(pipe, store, log, run, options, subject), _headers(subject.episode)
         name = subject.name
     with _writing():
-        paths = _write(store, options, columns, headers, name, options.fps or subject.fps)
-    _told(log, paths)
+        return _write(store, options, columns, headers, name, options.fps or subject.fps)
 
 
 @contextlib.contextmanager
@@ -184,9 +194,3 @@ def _strip(path: Path, columns: Sequence[Column], total: int, moments: int) -> N
     with Strip(path, total, moments, first=panels.labels(columns, STRIP_HEIGHT)) as strip:
         for i in strip.wanted:
             strip.add(panels.stacked(columns, i, f"step {i}", STRIP_HEIGHT))
-
-
-def _told(log: Log, paths: Sequence[Path]) -> None:
-    for path in paths:
-        log.out(str(path))
-    log.result({"files": [str(path) for path in paths]})

@@ -23,6 +23,7 @@ from wmrl.recording import episodes_in
 from wmrl.rollout import Agent, Policy
 from wmrl.run import Run
 from wmrl.scoring import Tally, complete, environments, game_seeds
+from wmrl.stages.render import RenderOptions, draw
 from wmrl.store import Store
 
 RECORDED = 2  # episodes kept whole, for `render`
@@ -38,6 +39,7 @@ class TestOptions:
         target_return: Mean return below which the exit code is 4 (`--target-return`); None: no target.
         baselines: Other logdirs whose stored scores are shown beside (`--baseline`, repeatable).
         backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`).
+        capture_video: Also film the episodes that were recorded, into LOGDIR/videos (`--capture-video`).
     """
 
     __test__ = False  # no test class, whatever its name
@@ -47,6 +49,7 @@ class TestOptions:
     target_return: float | None = None
     baselines: tuple[Path, ...] = ()
     backend: str = "gymnasium"
+    capture_video: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     numbers = asdict(scores[0].summary())
     log.rewind(-1)
     log.metrics(0, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
-    _show(log, _rows(str(store.logdir), scores, others), options.target_return)
+    films = _film(pipe, store, log, run, len(scores[0].returns)) if options.capture_video else []
+    _show(log, _rows(str(store.logdir), scores, others), options.target_return, films)
     mean = float(scores[0].returns.mean())
     if options.target_return is not None and mean < options.target_return:
         raise TargetMissed(f"the mean return {mean:.1f} is below the target {options.target_return:g}")
@@ -206,10 +210,17 @@ def _rows(own: str, scores: Sequence[Score], others: Sequence[tuple[str, Score]]
     return [Row(name, score, score.protocol.hash == main) for name, score in named]
 
 
-def _show(log: Log, rows: Sequence[Row], target: float | None) -> None:
-    log.out(_table(rows))
+def _film(pipe: Pipeline, store: Store, log: Log, run: Run, played: int) -> list[Path]:
+    """Films of the recorded episodes."""
+    wanted = [RenderOptions(episode=i) for i in range(min(RECORDED, played))]
+    return [path for options in wanted for path in draw(pipe, store, log, run, options)]
+
+
+def _show(log: Log, rows: Sequence[Row], target: float | None, films: Sequence[Path]) -> None:
+    log.out("\n".join([_table(rows), *map(str, films)]))
     main = rows[0].score
     result = {"protocol": main.protocol.id, "protocol_hash": main.protocol.hash, "scores": [r.record() for r in rows]}
+    result["files"] = [str(film) for film in films]
     met = None if target is None else bool(main.returns.mean() >= target)
     log.result({**result, "returns": main.returns, "target_return": target, "target_met": met})
 
