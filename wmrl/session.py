@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wmrl import pipeline, sources
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.pipeline import Pipeline
 from wmrl.sources import STORED
 
@@ -74,8 +75,13 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
     if not (folder / STORED).exists():
         return Session(pipe, folder, sets)
     begins = writes if anew else None
-    sets = _merged(sources.stored_sets(folder), sets, begins)
-    pipe = _override(table, asked.data, sets, own_env)
+    stored = sources.stored_sets(folder)
+    sets = _merged(stored, sets, begins)
+    try:
+        pipe = _override(table, asked.data, sets, own_env)
+    except ConfigError:
+        _blame(folder, table, stored, own_env)
+        raise
     return Session(_continue(folder, pipe, begins), folder, sets)
 
 
@@ -126,6 +132,14 @@ def _override(table: dict[str, Any], data: Path | None, sets: Iterable[str], own
     elif env != own_env and not any(s.startswith("data=") for s in sets):
         moved["data"] = ""
     return pipeline.parse(moved)
+
+
+def _blame(folder: Path, table: dict[str, Any], stored: Iterable[str], own_env: str) -> None:
+    """Raise `ArtifactError` if the overrides kept in a logdir are wrong by themselves."""
+    try:
+        _override(table, None, stored, own_env)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder / STORED}: {error}") from error
 
 
 def flags_as_sets(flags: Mapping[str, Any]) -> Iterable[str]:

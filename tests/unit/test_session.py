@@ -189,3 +189,14 @@ def test_a_wrong_value_in_a_stored_pipeline_names_the_file():
     path.write_text(path.read_text().replace('"seed": 1', '"seed": "one"'))
     with pytest.raises(ArtifactError, match=r"runs/x/pipeline\.json: seed"):
         resolve(Asked("runs/x"))
+
+
+def test_a_wrong_value_among_stored_overrides_names_the_file():
+    store = make("runs/x")
+    store.remember(["seed=1"])
+    path = store.logdir / sources.STORED
+    path.write_text(path.read_text().replace("seed=1", "seed=one"))
+    with pytest.raises(ArtifactError, match=r"runs/x/pipeline\.json: .*seed"):
+        resolve(Asked("runs/x"))
+    with pytest.raises(ConfigError, match="seed"):
+        resolve(Asked("runs/x", sets=("seed=two",)))
