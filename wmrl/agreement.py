@@ -9,7 +9,7 @@ from wmrl import config
 from wmrl.errors import ConfigError
 from wmrl.pipeline import Pipeline
 from wmrl.sources import PATHS
-from wmrl.store import Store, registry
+from wmrl.store import MAKERS, Store, registry
 
 SECTIONS = {
     "vae": ("representation", "fit.vae", "validation"),
@@ -17,6 +17,9 @@ SECTIONS = {
     "controller": ("controller", "trainer"),
 }
 """Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
+
+OWN = ("seed", "env")
+"""The parts of a pipeline that hold as soon as there is anything: a wrong value of a first call shall not."""
 
 MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
 """Keys that continue a stage when they are larger."""
@@ -52,15 +55,17 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     """
     store = Store(logdir, stored)
     held = [s for name, parts in SECTIONS.items() if name != anew and store.begun(name) for s in parts]
+    if held or any(store.begun(name) for name in MAKERS) or any(store.data.glob("shard-*.h5")):
+        held += OWN
     old, new = _flat(stored.table()), _flat(asked.table())
     for key in sorted(old.keys() | new.keys()):
-        if _same(key, old.get(key), new.get(key)) or not holds(key, ["seed", "env", *held]):
+        if _same(key, old.get(key), new.get(key)) or not holds(key, held):
             continue
         if key in MAY_CHANGE or (key in MAY_GROW and _value(key, asked) >= _value(key, stored)):
             continue
         if _same_component(key, stored, asked):
             continue
-        anew_helps = "" if holds(key, ["seed", "env"]) else ", or begin the stage anew with --noreload"
+        anew_helps = "" if holds(key, OWN) else ", or begin the stage anew with --noreload"
         before, now = (repr(table[key]) if key in table else "its default" for table in (old, new))
         raise ConfigError(
             f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"

@@ -15,11 +15,20 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="As for stages: results and errors only, as always here.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="As for stages: these commands draw no bar.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 SCHEMA_VERSION = 1
 
 
 @app.command("info")
-def info(path: Folder, as_json: AsJson = False) -> None:
+def info(
+    path: Folder,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
+) -> None:
     """Episodes, steps, returns, shapes, size, policy and versions of a dataset, finished or not."""
     from wmrl.data.info import info as describe
     from wmrl.data.info import lines
@@ -29,7 +38,13 @@ def info(path: Folder, as_json: AsJson = False) -> None:
 
 
 @app.command("check")
-def check(path: Folder, as_json: AsJson = False) -> None:
+def check(
+    path: Folder,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
+) -> None:
     """Read a whole dataset and list what is wrong with it. Exit code 1 if anything is."""
     import dataclasses
 
@@ -61,12 +76,20 @@ def import_(
             "--env-id", "--env", help="The environment; npz: CarRacing-v3, Minari: its own.", show_default=False
         ),
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
 ) -> None:
-    """Convert rollouts made by other programs."""
+    """Convert rollouts made by other programs; interrupted and called again, it goes on."""
+    from wmrl import interrupts
     from wmrl.stages.convert import import_rollouts
 
+    interrupts.install()
     index = import_rollouts(source, out, env_id)
-    typer.echo(f"{out}: {len(index.seeds)} episodes, {int(index.lengths.sum()):,} steps")
+    episodes, steps = len(index.seeds), int(index.lengths.sum())
+    about = {"data": str(out), "episodes": episodes, "steps": steps, "hash": index.hash}
+    typer.echo(_json(about) if as_json else f"{out}: {episodes} episodes, {steps:,} steps")
 
 
 @app.command("export")
@@ -75,11 +98,18 @@ def export(
     dataset_id: Annotated[
         str, typer.Option("--id", help="The Minari dataset's id: name/of-it-v0.", show_default=False)
     ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
 ) -> None:
     """Write a dataset as a Minari dataset, without loss, into Minari's local folder."""
+    from wmrl import interrupts
     from wmrl.stages.convert import export_rollouts
 
-    typer.echo(str(export_rollouts(path, dataset_id)))
+    interrupts.install()
+    made = export_rollouts(path, dataset_id)
+    typer.echo(_json({"data": str(path), "id": dataset_id, "folder": str(made)}) if as_json else str(made))
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -109,8 +109,7 @@ def _run(name: str, target: str, writes: str | None, call: Call, common: dict[st
     from wmrl.launch import launch
 
     interrupts.install()
-    session.remember(found.logdir)
-    launch(name, target, found, common, call.run, call.options, keeps=writes is not None)
+    launch(name, target, found, common, call.run, call.options, writes=writes)
 
 
 def _print_config(found: Session) -> None:

@@ -52,7 +52,12 @@ def settled(store: Store, name: str, steps: int, parents: Mapping[str, Sequence[
     done = fit["steps"] >= steps or (fit["complete"] and fit["ended"] != ALL)
     if done and all(made.parents.get(key) == hashes[-1] for key, hashes in parents.items()):
         return True
-    raise ArtifactError(
+    raise missing(store, name)
+
+
+def missing(store: Store, name: str) -> ArtifactError:
+    """What to say where a training is to go on whose state is gone."""
+    return ArtifactError(
         f"{store.part(name)} is missing: without it {store.path(name)} cannot be trained on; begin anew with --noreload"
     )
 

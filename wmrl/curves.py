@@ -1,16 +1,22 @@
 """Curves of all metrics of one or more runs, in one picture."""
 
+import io
 import math
-import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from wmrl import files
 from wmrl.errors import ArtifactError
 from wmrl.sinks import read_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Curve = tuple[list[float], list[float]]
 ACROSS = 3  # plots in a row
+FEW = 10  # runs that matplotlib's own colours tell apart
 
 
 def collect(logdir: Path) -> dict[str, Curve]:
@@ -30,33 +36,59 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     """Draw the curves of all metrics of `logdirs`, overlaid, as a PNG at `path`.
 
     Raises:
-        ArtifactError: if there are no metrics.
+        ArtifactError: if a logdir is not there, if there are no metrics, or if the file cannot be written.
     """
+    for logdir in logdirs:
+        if not logdir.is_dir():
+            raise ArtifactError(f"there is no folder {logdir}: no curves of it can be drawn")
     runs = {label(logdir, logdirs): collect(logdir) for logdir in logdirs}
-    names = sorted({name for curves in runs.values() for name in curves})
-    if not names:
+    if not any(runs.values()):
         raise ArtifactError(f"{', '.join(map(str, logdirs))}: no metrics yet; train something first")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    png = io.BytesIO()
+    FigureCanvasAgg(figure(runs)).print_png(png)
+    files.atomic_bytes(path, png.getvalue(), durable=False)
+    return path
+
+
+def figure(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
+    """One plot for each metric; a run has one colour in all of them, and an entry in the legend if it has any curve.
+
+    Args:
+        runs: Label -> metric -> curve; a legend is drawn if there are several.
+    """
     from matplotlib.figure import Figure
 
+    names = sorted({name for curves in runs.values() for name in curves})
     rows = math.ceil(len(names) / ACROSS)
-    figure = Figure(figsize=(5 * ACROSS, 2.8 * rows), layout="constrained")
+    sheet = Figure(figsize=(5 * ACROSS, 2.8 * rows), layout="constrained")
+    colours, legend = _colours(runs), {}
     for i, name in enumerate(names):
-        plot = figure.add_subplot(rows, ACROSS, i + 1)
+        plot = sheet.add_subplot(rows, ACROSS, i + 1)
         for run, curves in runs.items():
             if name in curves:
                 steps, values = curves[name]
-                plot.plot(steps, values, label=run, linewidth=1, marker="." if len(steps) == 1 else "")
+                dot = "." if len(steps) == 1 else ""
+                (legend[run],) = plot.plot(steps, values, color=colours[run], linewidth=1, marker=dot)
         plot.set_title(name, fontsize=9)
         plot.tick_params(labelsize=7)
         plot.grid(alpha=0.3)
     if len(runs) > 1:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    FigureCanvasAgg(figure).print_png(str(beside))
-    beside.replace(path)
-    return path
+        drawn = [run for run in runs if run in legend]
+        handles, across = [legend[run] for run in drawn], min(len(drawn), 2 * ACROSS)
+        sheet.legend(handles, drawn, loc="outside lower center", ncols=across)
+    return sheet
+
+
+def _colours(runs: Iterable[str]) -> dict[str, Any]:
+    """A colour for each run, no two alike."""
+    from matplotlib import colormaps
+
+    names = list(runs)
+    if len(names) <= FEW:
+        return {run: colormaps["tab10"](i) for i, run in enumerate(names)}
+    return {run: colormaps["turbo"](i / (len(names) - 1)) for i, run in enumerate(names)}
 
 
 def label(logdir: Path, all_of_them: Sequence[Path]) -> str:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from wmrl.errors import UserError
+
 SCHEMA_VERSION = 1
 REINSTALL = "pip install --upgrade --force-reinstall wmrl"
 Level = Literal["ok", "note", "bad"]
@@ -45,20 +47,21 @@ def examine() -> list[Finding]:
     return [finding for check in CHECKS for finding in _safely(check)]
 
 
-def run(as_json: bool = False) -> bool:
+def run(as_json: bool = False) -> None:
     """Print the report to stdout.
 
-    Returns:
-        Whether wmrl can do its work here.
+    Raises:
+        UserError: after that, if something that wmrl needs does not work here.
     """
     found = examine()
-    healthy = all(finding.level != "bad" for finding in found)
+    bad = [finding for finding in found if finding.level == "bad"]
     if as_json:
-        report = {"schema_version": SCHEMA_VERSION, "ok": healthy, "findings": [asdict(f) for f in found]}
+        report = {"schema_version": SCHEMA_VERSION, "ok": not bad, "findings": [asdict(f) for f in found]}
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         _print(found)
-    return healthy
+    if bad:
+        raise UserError(f"wmrl cannot do its work here: {'; '.join(f'{f.topic} {f.text}' for f in bad)}")
 
 
 def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -66,7 +69,8 @@ def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:  # noqa: BLE001  whatever is broken here is what the user came to hear about
-        return [Finding(topic, "bad", f"{type(error).__name__}: {error}", REINSTALL)]
+        level: Level = "note" if check in OPTIONAL else "bad"
+        return [Finding(topic, level, f"{type(error).__name__}: {_first_line(error)}", REINSTALL)]
 
 
 def python() -> Iterator[Finding]:
@@ -201,6 +205,9 @@ def plugins() -> Iterator[Finding]:
 
 
 CHECKS = (python, packages, extras, device, threads, memory, disk, codecs, display, plugins)
+OPTIONAL = (extras, display, plugins)
+"""Checks of what wmrl can do without: a finding, but no failure, if they break."""
+
 REQUIRED = {
     "wmrl": "wmrl",
     "torch": "torch",

@@ -85,10 +85,11 @@ class Dreamer:
 
     Args:
         policy: What acts.
+        device: Where its parameters live.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, device: torch.device | str = "cpu") -> None:
+        self.policy, self.device = policy, device
 
     @torch.inference_mode()
     def begin(self, obs: Any, seeds: Sequence[int]) -> np.ndarray:
@@ -105,4 +106,4 @@ class Dreamer:
     @torch.inference_mode()
     def keep(self, index: np.ndarray) -> None:
         """As `Actor.keep`."""
-        self.policy.keep(torch.as_tensor(index))
+        self.policy.keep(torch.as_tensor(index, device=self.device))

@@ -4,14 +4,18 @@ A sealed file is an ordinary HDF5 file behind a 512-byte user block, which HDF5 
 text: a magic word, the format's version, the file's role, the length and the SHA-256 of all that follows. A file is
 built in memory, written beside its place, synced, renamed, and its folder synced: a reader finds the old file or the
 new one. It holds numbers and text only; opening a stranger's file runs no code.
+
+Other small files (text, pictures) are replaced in the same way, by `atomic_bytes`, `atomic_text` and `write_png`.
 """
 
 import builtins
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,14 @@ from wmrl.errors import ArtifactError
 MAGIC = "wmrl-sealed"
 VERSION = 1
 BLOCK = 512
+DAMAGE = (KeyError, OSError, RuntimeError, TypeError, ValueError)
+"""What h5py raises, and what comes of its answers, where a file is damaged or holds something else."""
+LEFTOVER = re.compile(r".+\.(?:h5|json|jsonl|png|gif|mp4)\.tmp-(\d+)")
+"""What `beside` names."""
+
+
+class LaterError(ArtifactError):
+    """The file is of a later format: it is not damaged, and must stay as it is."""
 
 
 def write(path: Path, fill: Callable[[h5py.File], None], *, role: str) -> str:
@@ -48,7 +60,7 @@ def write(path: Path, fill: Callable[[h5py.File], None], *, role: str) -> str:
     digest = hashlib.sha256(image[BLOCK:]).hexdigest()
     line = f"{MAGIC} {VERSION} {role} {len(image) - BLOCK} {digest}\n"
     image[:BLOCK] = line.encode().ljust(BLOCK, b"\0")
-    _replace(path, image)
+    atomic_bytes(path, image)
     return digest
 
 
@@ -58,7 +70,61 @@ def atomic_text(path: Path, text: str) -> None:
     Raises:
         ArtifactError: if it cannot be written.
     """
-    _replace(path, memoryview(text.encode()))
+    atomic_bytes(path, text.encode())
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, whole or not at all; it is not synced, for it can be drawn again.
+
+    Args:
+        path: Where the file shall be; its folder is made if it is missing.
+        picture: (H, W, 3) uint8 RGB.
+
+    Raises:
+        ArtifactError: if it cannot be encoded or written.
+    """
+    import cv2
+
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))
+    if not ok:
+        raise ArtifactError(f"{path} could not be encoded as PNG")
+    atomic_bytes(path, data.tobytes(), durable=False)
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what shall be renamed to `path`; `sweep` removes what a killed one leaves there."""
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
+def atomic_bytes(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    """Write a whole file beside its place and rename it: a reader finds the old file or the new one.
+
+    Args:
+        path: Where the file shall be; its folder is made if it is missing.
+        data: All of its content.
+        durable: Sync file and folder, so that a machine that goes down cannot take either back.
+
+    Raises:
+        ArtifactError: if it cannot be written; what was there before is untouched.
+    """
+    new, rest = beside(path), memoryview(data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            if durable:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(new, path)
+        if durable:
+            sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -68,29 +134,39 @@ def open(path: Path, *, role: str | None = None, verify: bool = True) -> Iterato
     Args:
         path: The file.
         role: If given, what the file must be.
-        verify: Read the whole file once and compare its digest. Leave it out only for a file checked before.
+        verify: Read the whole file once and compare its digest. Leave it out only for a file checked before, or where
+            nothing depends on what it says: whatever goes wrong inside the `with` is then the file's fault.
 
     Raises:
         ArtifactError: if the file is missing, foreign, truncated, altered, of another role, or of a later version.
     """
     header = _header(path, role)
-    if verify:
-        _verify(path, header)
     try:
+        if verify:
+            _verify(path, header)
         file = h5py.File(path, "r")
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
     with file:
-        yield file
+        try:
+            yield file
+        except DAMAGE as error:
+            if verify:
+                raise
+            raise _damaged(path, error) from error
 
 
 def digest(path: Path, *, role: str | None = None) -> str:
-    """The digest that the file's own header states; cheap, and not verified.
+    """The digest that the file's own header states; cheap: only the length of the content is compared with it.
 
     Raises:
-        ArtifactError: as `open`.
+        ArtifactError: as `open`, but for a content that was altered in its place.
     """
-    return _header(path, role)[1]
+    header = _header(path, role)
+    _measure(path, header)
+    return header[1]
 
 
 def put_tree(group: h5py.Group, tree: dict[str, Any]) -> None:
@@ -153,7 +229,7 @@ def _header(path: Path, role: str | None) -> tuple[int, str]:
     if not words or words[0] != MAGIC:
         raise ArtifactError(f"{path} is not a file of wmrl, or its header is damaged")
     if len(words) > 1 and words[1].isdigit() and int(words[1]) > VERSION:
-        raise ArtifactError(f"{path} is of format {words[1]}; this wmrl reads up to {VERSION}: upgrade wmrl")
+        raise LaterError(f"{path} is of format {words[1]}; this wmrl reads up to {VERSION}: upgrade wmrl")
     if len(words) != 5 or words[1] != str(VERSION) or not words[3].isdigit() or block != _block(words):
         raise ArtifactError(f"{path} has a damaged header")
     if role is not None and words[2] != role:
@@ -165,39 +241,26 @@ def _block(words: list[str]) -> bytes:
     return (" ".join(words) + "\n").encode().ljust(BLOCK, b"\0")
 
 
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be read: it is damaged ({type(error).__name__}: {error}); make it again")
+
+
+def _measure(path: Path, header: tuple[int, str]) -> None:
+    size, length = os.stat(path).st_size - BLOCK, header[0]
+    if size != length:
+        kind = "truncated" if size < length else "longer than it was written"
+        raise ArtifactError(f"{path} is {kind}: {size} bytes of content, {length} expected; make it again")
+
+
 def _verify(path: Path, header: tuple[int, str]) -> None:
-    length, expected = header
+    _measure(path, header)
     with builtins.open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size - BLOCK
-        if size != length:
-            kind = "truncated" if size < length else "longer than it was written"
-            raise ArtifactError(f"{path} is {kind}: {size} bytes of content, {length} expected; make it again")
         file.seek(BLOCK)
         seen = hashlib.sha256()
         while chunk := file.read(1 << 20):
             seen.update(chunk)
-    if seen.hexdigest() != expected:
+    if seen.hexdigest() != header[1]:
         raise ArtifactError(f"{path} is damaged: its content does not match its digest; make it again")
-
-
-def _replace(path: Path, data: memoryview) -> None:
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            done = 0
-            while done < len(data):
-                done += os.write(handle, data[done:])
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(beside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -209,18 +272,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder` and below."""
-    for leftover in folder.rglob("*.tmp-*"):
-        if not _alive(leftover.name.rpartition("-")[2]):
+def sweep(folder: Path, *below: str) -> None:
+    """Remove what a killed process left half-written: files that bear our names, and no others.
+
+    Args:
+        folder: Where to look, itself only: it may hold other people's files and folders.
+        below: Folders in it that are ours, with all that is in them.
+    """
+    found = itertools.chain(folder.glob("*"), *((folder / name).rglob("*") for name in below))
+    for leftover in found:
+        match = LEFTOVER.fullmatch(leftover.name)
+        if match and not _alive(int(match[1])):
             leftover.unlink(missing_ok=True)
 
 
-def _alive(pid: str) -> bool:
-    if not pid.isdigit() or int(pid) == os.getpid():
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
         return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

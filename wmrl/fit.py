@@ -194,9 +194,8 @@ class _Training:
         """Make the steps that are left."""
         p = self.progress
         if self.over() and p.validated == p.step:
-            self.log.say(
-                f"{self.name} is trained: {p.step} steps ({p.ended or continuing.ALL}); more --steps continue it"
-            )
+            why = f"{p.ended}; it ended early" if p.ended else f"{continuing.ALL}; more --steps continue it"
+            self.log.say(f"{self.name} is trained: {p.step} steps ({why})")
             return
         if not self.precision:
             self.begin(batches)

@@ -1,12 +1,15 @@
 """Run one stage: device, log, lock, and the call itself."""
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from wmrl import files
+from wmrl import artifact, files, session
 from wmrl.agreement import check_components
-from wmrl.errors import ConfigError
+from wmrl.errors import ConfigError, Stopped
+from wmrl.locking import lock
 from wmrl.log import Log
 from wmrl.run import Run, cores
 from wmrl.session import Session
@@ -17,41 +20,90 @@ from wmrl.store import Store
 def launch(
     name: str,
     target: str,
-    session: Session,
+    bound: Session,
     common: Mapping[str, Any],
     settings: Mapping[str, Any],
     options: Callable[[], Any] | None,
     *,
-    keeps: bool,
+    writes: str | None,
 ) -> None:
     """Run the stage `target` ("module:function").
 
     Args:
         name: The stage's name in logs.
         target: Where the stage's function is.
-        session: The pipeline and the logdir.
+        bound: The pipeline and the logdir.
         common: The options that every stage has.
         settings: Fields of `Run` that the command sets.
         options: Makes the stage's further argument, if it takes one.
-        keeps: Whether the overrides of this call shall hold for later ones: not if the stage makes no part of the run.
+        writes: The artifact that the stage makes, if it makes a part of the run: then the overrides of this call hold
+            for later ones, and `--noreload` forgets its training state.
 
     Raises:
         UserError: whatever the stage raises.
     """
     module, _, function = target.partition(":")
-    run, pipe, logdir = _settings(common, settings), session.pipe, session.logdir
+    run, pipe, logdir = _settings(common, settings), bound.pipe, bound.logdir
     store = Store(logdir, pipe)
     check_components(pipe)
-    with store.lock():
-        files.sweep(logdir)
-        if keeps or not (logdir / STORED).exists():
-            store.remember(session.sets)
-        verbosity = int(common["verbose"]) - int(common["quiet"])
-        bar = False if common["no_progress"] else (True if run.display else None)
-        with Log(name, logdir, progress=bar, verbosity=verbosity, as_json=run.json, track=common["track"]) as log:
+    verbosity = int(common["verbose"]) - int(common["quiet"])
+    bar = False if common["no_progress"] else (True if run.display else None)
+    with lock(logdir):
+        files.sweep(logdir, "codes", "images", "metrics", "videos")
+        with (
+            _binding(store, bound.sets, writes, anew=run.noreload),
+            Log(name, logdir, progress=bar, verbosity=verbosity, as_json=run.json, track=common["track"]) as log,
+        ):
             stage = getattr(importlib.import_module(module), function)
             more = () if options is None else (options(),)
             stage(pipe, store, log, run, *more)
+
+
+@contextlib.contextmanager
+def _binding(store: Store, sets: Sequence[str], writes: str | None, *, anew: bool) -> Iterator[None]:
+    """Let this call's settings hold in the logdir, and `--noreload` forget the training state there.
+
+    Both are taken back if the stage refuses the call before it has kept anything: bad input damages nothing.
+    """
+    touched = [store.logdir / STORED, session.LAST, *([store.part(writes)] if writes and anew else [])]
+    undo = _undo(touched)
+    if writes and not anew and store.exists(writes):
+        artifact.read(store.path(writes), writes)  # a damaged one is told now, and not after hours
+    if writes and anew:
+        store.begin_anew(writes)  # first: new settings beside an old training state would be mixed
+    if writes or not (store.logdir / STORED).exists():
+        store.remember(sets)
+    session.remember(store.logdir)
+    before = _kept(store)
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception:
+        if _kept(store) == before:
+            undo()
+        raise
+    if writes and store.anew(writes):
+        store.drop_part(writes)  # a stage that has nothing to train keeps no state
+
+
+def _kept(store: Store) -> dict[Path, int]:
+    """What there is, and since when."""
+    return {path: path.stat().st_mtime_ns for path in (*store.logdir.glob("*.h5"), *store.data.glob("*.h5"))}
+
+
+def _undo(paths: Iterable[Path]) -> Callable[[], None]:
+    """What brings files back to what they are now, or are not."""
+    old = {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+    def undo() -> None:
+        for path, data in old.items():
+            if data is None:
+                path.unlink(missing_ok=True)
+            else:
+                files.atomic_bytes(path, data)
+
+    return undo
 
 
 def _settings(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
@@ -86,6 +138,8 @@ def _device(asked: str) -> str:
         device = torch.device(asked)
     except RuntimeError:
         raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, not {asked!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, not {asked!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {asked}: this machine (or this build of torch) has no CUDA device")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -13,34 +13,84 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 import numpy as np
 
-from wmrl.errors import ConfigError, UserError, missing_extra
+from wmrl import files
+from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
 from wmrl.progress import Bar, Meter, Plain, wants_bar
 from wmrl.sinks import TRACKERS, Guarded, Jsonl, TensorBoard, installed
 
 SCHEMA_VERSION = 1
 
 
+class Lasting:
+    """A text stream that may go away, as `2>&1 | head` does: what it does not take any more is dropped.
+
+    Args:
+        stream: The stream; None (stderr was closed from the start) takes nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._gone = stream, stream is None
+
+    def write(self, text: str) -> int:
+        """Write the text, if there is still somebody to read it."""
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, as `write`."""
+        self._try("flush")
+
+    def _try(self, method: str, *args: str) -> None:
+        if self._gone:
+            return
+        try:
+            getattr(self._stream, method)(*args)
+        except BrokenPipeError:
+            self._gone = True
+            # What is still buffered, and what other code and child processes write, goes nowhere from here on.
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Tee:
     """A text stream that writes to another one and to the log file: foreign tracebacks and warnings are kept."""
 
     def __init__(self, stream: TextIO, bar: Bar | Plain, keep: Callable[[str], None]) -> None:
-        self._stream, self._bar, self._keep, self._pending = stream, bar, keep, ""
+        self._stream, self._bar, self._keep = stream, bar, keep
+        self._unkept = self._unshown = ""  # what waits for the end of its line
 
     def write(self, text: str) -> int:
         """Show the text (at once, or by whole lines above a bar) and keep it, line by line, in the log file."""
-        *lines, self._pending = (self._pending + text).split("\n")
+        self._unshown += text
         if self._bar.live:
+            *lines, self._unshown = self._unshown.split("\n")
             for line in lines:
                 self._bar.print(line, self._stream)
         else:
-            self._stream.write(text)
+            self._show()
+        *lines, self._unkept = (self._unkept + text).split("\n")
         for line in lines:
             self._keep(line)
         return len(text)
+
+    def finish(self) -> None:
+        """Show and keep a last line without an end; the bar is closed by now."""
+        if self._unkept:
+            self._keep(self._unkept)
+            self._unkept = ""
+        if self._unshown:
+            self._show()
+
+    def _show(self) -> None:
+        text, self._unshown = self._unshown, ""
+        self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -56,6 +106,10 @@ class Log:
         verbosity: -1 shows warnings only, 0 is normal, 1 shows details too. The log file always has everything.
         as_json: Whether stdout carries one JSON object and nothing else.
         track: A further tracker, `wandb` or `trackio`, or None.
+
+    Raises:
+        ArtifactError: if the log file cannot be written, or the tracker is not installed.
+        ConfigError: if there is no such tracker.
     """
 
     def __init__(
@@ -70,12 +124,12 @@ class Log:
     ) -> None:
         self.stage, self.logdir = stage, Path(logdir)
         self.as_json, self.verbosity = as_json, verbosity
-        self._stderr: TextIO = sys.stderr
+        self._before = sys.stderr
+        self._stderr = cast(TextIO, Lasting(self._before))
         self._tee: Tee | None = None
         self._lock = threading.RLock()
         path = self.logdir / "logs" / f"{stage}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = _opened(path)
         self._meter = Meter()
         self._bar: Bar | Plain = Bar(self._stderr) if wants_bar(self._stderr, progress, verbosity) else Plain()
         self._sinks = [Guarded(name, make, self.warn) for name, make in self._choose(track)]
@@ -98,8 +152,6 @@ class Log:
         """A log that shows nothing on stderr and keeps only files: for tests and for use as a library."""
         return cls(stage, logdir, progress=False, verbosity=-2)
 
-    silent = quiet
-
     def __enter__(self) -> Self:
         self._tee = Tee(self._stderr, self._bar, self.keep)
         sys.stderr = self._tee
@@ -117,14 +169,16 @@ class Log:
         self.close()
 
     def close(self) -> None:
-        """End the bar, write what is pending, give stderr back."""
+        """End the bar, write what is pending, give stderr back, close the log file: what is told later is not kept."""
         self._bar.close()
         for sink in self._sinks:
             sink.close()
+        if self._tee is not None:
+            self._tee.finish()
         if sys.stderr is self._tee:
-            sys.stderr = self._stderr
-        with contextlib.suppress(ValueError):
-            self._file.flush()
+            sys.stderr = self._before
+        with self._lock:
+            self._file.close()
 
     def keep(self, text: str) -> None:
         """Write a line to the log file only."""
@@ -171,7 +225,7 @@ class Log:
 
         Args:
             done: What is done, in units; less than before begins a new bar.
-            total: What there is to do.
+            total: What there is to do; 0 if nobody knows.
             unit: What is counted.
             note: A few words behind it (the loss, the return).
         """
@@ -198,17 +252,11 @@ class Log:
 
     def image(self, name: str, step: int, picture: np.ndarray) -> None:
         """Write a picture, (H, W, 3) uint8 RGB, to `LOGDIR/images/<stage>/<name>-<step>.png` and to every sink."""
-        import cv2
-
-        path = self.logdir / "images" / self.stage / f"{name}-{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))
-        if not ok:
-            self.warn(f"could not encode the picture {path}")
+        try:
+            files.write_png(self.logdir / "images" / self.stage / f"{name}-{step:06d}.png", picture)
+        except ArtifactError as error:  # as with metrics: losing a picture must never cost a run
+            self.warn(str(error))
             return
-        beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        beside.write_bytes(data.tobytes())
-        beside.replace(path)
         for sink in self._sinks:
             sink.image(name, step, picture)
 
@@ -218,9 +266,20 @@ class Log:
             sink.rewind(step)
 
 
+def _opened(path: Path) -> TextIO:
+    """The log file, to be written on."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        why = f"{path.parent} is a file" if path.parent.is_file() else error.strerror
+        raise ArtifactError(f"{path} cannot be written: {why}") from error
+
+
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    stdout = Lasting(sys.stdout)  # a reader that has gone must not undo what is done, nor stop what comes after
+    stdout.write(text + "\n")
+    stdout.flush()
 
 
 def _json(value: Any) -> Any:

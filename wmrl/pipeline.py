@@ -218,6 +218,8 @@ def logdir_of(pipe: Pipeline, own_env: str | None = None) -> Path:
 
 def _check(pipe: Pipeline) -> None:
     """Values that types alone do not rule out."""
+    if Path(pipe.name).name != pipe.name or pipe.name == "..":
+        raise ConfigError(f"name: {pipe.name!r} is to name a folder in runs/; it is no path")
     positive = {
         "env.size": pipe.env.size,
         "generate.rollouts": pipe.generate.rollouts,
@@ -235,6 +237,9 @@ def _check(pipe: Pipeline) -> None:
     for key, value in positive.items():
         if not value > 0:
             raise ConfigError(f"{key}: must be greater than 0, got {value}")
+    for key, value in {k: v for k, v in positive.items() if k in MOST}.items():
+        if value > MOST[key]:
+            raise ConfigError(f"{key}: must be at most {MOST[key]:,}, got {value:,}")
     for key, value in not_negative.items():
         if not value >= 0:
             raise ConfigError(f"{key}: must not be negative, got {value}")
@@ -245,4 +250,5 @@ def _check(pipe: Pipeline) -> None:
 
 
 POSITIVE = ("steps", "batch", "length", "learning_rate", "validate_every", "validation_batches", "log_every")
+MOST = {"env.size": 4096, "env.max_steps": 10**9, "test.max_steps": 10**9}
 NOT_NEGATIVE = ("warmup", "clip", "plateau", "patience")

@@ -34,7 +34,6 @@ class Rollouts:
         controller: The module whose parameters the candidates are.
         alive: Most rows in a wave.
         device: Where the candidates' parameters live.
-        max_steps: Episodes are truncated after so many steps.
     """
 
     envs: Sequence[Stepper]
@@ -42,7 +41,6 @@ class Rollouts:
     controller: nn.Module
     alive: int
     device: torch.device
-    max_steps: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(
@@ -66,9 +64,7 @@ class Rollouts:
             rows = torch.as_tensor(parameters[who], dtype=torch.float32, device=self.device)
             actor = self.actor(Policy(self.controller, rows))
             wanted = [int(seed) for seed in seeds[what]]
-            played = play(
-                env, actor, wanted, max_steps=self.max_steps, on_step=watch.listen(k, len(wanted)), abort=abort
-            )
+            played = play(env, actor, wanted, on_step=watch.listen(k, len(wanted)), abort=abort)
             if not np.isfinite(played.returns).all():
                 raise UserError("the rewards of a rollout are not finite numbers; nothing can be learnt from them")
             with self._lock:

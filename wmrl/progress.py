@@ -1,5 +1,6 @@
 """How far a stage is: a rich bar on a terminal, else a plain line now and then."""
 
+import math
 import os
 import time
 from typing import Any, TextIO
@@ -22,26 +23,32 @@ class Meter:
 
     def __init__(self) -> None:
         self._began = self._told = -1e9
-        self._first = self._last = self.left = 0.0
+        self._first = self._last = self._total = self.left = 0.0
         self.rate = 0.0
-        self._key: tuple[float, str] | None = None
+        self._unit = ""
 
     def line(self, done: float, total: float, unit: str, note: str) -> str | None:
         """The plain line if one is due: at the start, after 5 s, every 30 s, and at the end; else None."""
         now = time.monotonic()
-        if self._key != (total, unit) or done < self._last:
-            self._key, self._began, self._first, self._told, self.rate = (total, unit), now, done, now - EVERY, 0.0
+        if self._begins(done, total, unit):
+            self._began, self._first, self._told, self.rate = now, done, now - EVERY, 0.0
         passed = now - self._began
         if passed > 0 and done > self._first:
             self.rate = (done - self._first) / passed
-        self.left = (total - done) / self.rate if self.rate > 0 else 0.0
-        fresh, self._last = done != self._last or self.rate == 0, done
+        self.left = (total - done) / self.rate if self.rate > 0 and total else 0.0
+        fresh = done != self._last or self.rate == 0
+        self._last, self._total, self._unit = done, total, unit
         wait = SOON if self._told == self._began else EVERY
-        if now - self._told < wait and not (done >= total and fresh):
+        if now - self._told < wait and not (over(done, total) and fresh):
             return None
         self._told = now
-        share = f"{100 * done / total:.0f} %" if total else ""
-        return ", ".join(part for part in [f"{done:g}/{total:g} {unit} ({share})", self.speed(unit), note] if part)
+        share = f" ({100 * done / total:.0f} %)" if total else ""
+        return ", ".join(part for part in [counted(done, total, unit) + share, self.speed(unit), note] if part)
+
+    def _begins(self, done: float, total: float, unit: str) -> bool:
+        """Whether something else is counted than before; an estimated total may change under way."""
+        another = total != self._total and over(self._last, self._total)
+        return unit != self._unit or done < self._last or another
 
     def speed(self, unit: str) -> str:
         """Rate and time left in words, empty before both are known."""
@@ -49,6 +56,16 @@ class Meter:
             return ""
         rate = f"{self.rate:,.0f} {unit}/s" if self.rate >= 10 else f"{self.rate:.2g} {unit}/s"
         return rate if self.left <= 0 else f"{rate}, {span(self.left)} left"
+
+
+def over(done: float, total: float) -> bool:
+    """Whether all is done; never if the total is unknown (0)."""
+    return 0 < total <= done
+
+
+def counted(done: float, total: float, unit: str) -> str:
+    """35/100 steps, or 35 steps if the total is unknown (0)."""
+    return f"{done:g}/{total:g} {unit}" if total else f"{done:g} {unit}"
 
 
 def span(seconds: float) -> str:
@@ -93,10 +110,9 @@ class Bar:
     def _open(self) -> Any:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = [BarColumn(), TextColumn("{task.completed:g}/{task.total:g} {task.fields[unit]}")]
-        words = [TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[note]}", markup=False)]
+        words = [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("count", "speed", "note")]
         live = Progress(
-            *columns,
+            BarColumn(),
             *words,
             console=self._console,
             auto_refresh=False,
@@ -109,13 +125,15 @@ class Bar:
     def update(self, done: float, total: float, unit: str, note: str, speed: str) -> bool:
         """Draw the bar, at most ten times a second."""
         now = time.monotonic()
-        if self._live is not None and now - self._drawn < BRISK and done < total:
+        if self._live is not None and now - self._drawn < BRISK and not over(done, total):
             return True
         self._drawn = now
         if self._live is None:
             self._live = self._open()
-            self._task = self._live.add_task("", total=total, unit=unit, note=note, speed=speed)
-        self._live.update(self._task, completed=done, total=total, unit=unit, note=note, speed=speed, refresh=True)
+            self._task = self._live.add_task("", count="", speed="", note="")
+        words = {"count": counted(done, total, unit), "speed": speed, "note": note}
+        whole = total or math.inf  # an unknown total is a bar that stays empty: rich takes None for "as before"
+        self._live.update(self._task, completed=done, total=whole, **words, refresh=True)
         return True
 
     @property

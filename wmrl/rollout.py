@@ -156,7 +156,8 @@ class Policy:
 
     def begin(self, rows: int, seeds: Sequence[int]) -> None:
         """Forget the last wave; `rows` episodes begin."""
-        self._rng = generator("policy", *seeds)
+        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
+        self._rng = generator("policy", *seeds, device=device)
         self._memory = self.controller.initial(rows)
         if self.parameters is not None:
             if len(self.parameters) != rows:
@@ -175,7 +176,7 @@ class Policy:
         else:
             action, self._memory = torch.vmap(self._one)(self._many, view, self._memory)
         if self.noise and not self.controller.actions.discrete:
-            noise = torch.randn(action.shape, generator=self._rng, device="cpu").to(action)
+            noise = torch.randn(action.shape, generator=self._rng, device=self._rng.device).to(action)
             action = (action + self.noise * noise).clamp(-1, 1)
         return action
 
@@ -191,7 +192,9 @@ class Policy:
 
 
 class Agent:
-    """A world model and a policy as an `Actor`: eyes open, latents are the most likely ones.
+    """A world model and a policy as an `Actor`, eyes open.
+
+    Latents are the most likely ones, or drawn if the controller says so (`latents = "sample"`).
 
     Args:
         world: The frozen world model.
@@ -203,6 +206,7 @@ class Agent:
     def __init__(self, world: WorldModel, policy: Policy, precision: Choice = "fp32", *, eyes: Any = None) -> None:
         self.world, self.policy, self.precision = world, policy, precision
         self.eyes = world.representation if eyes is None else eyes
+        self.sample = getattr(policy.controller, "latents", "mean") == "sample"
         self.action = torch.empty(0)
         self.device = next((p.device for p in world.parameters()), torch.device("cpu"))
 
@@ -237,7 +241,7 @@ class Agent:
         frames = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
         with autocast(self.precision, self.device):
             code = self.eyes.encode(frames)
-        return self.world.draw(code, sample=self.world.sample, rng=self._rng)
+        return self.world.draw(code, sample=self.sample, rng=self._rng)
 
 
 def check_finite(view: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from wmrl import pipeline, sources
 from wmrl.errors import ArtifactError, ConfigError
 from wmrl.pipeline import Pipeline
-from wmrl.sources import STORED
+from wmrl.sources import STORED, key_of, value_of
 
 LAST = Path("runs", ".last")
 """Keeps the logdir used last, for a stage that is called without a pipeline and without a logdir."""
@@ -68,19 +69,21 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
     """
     source, logdir = _source(asked)
     own, table = pipeline.read_checked(source)
-    own_env = own.env.id
     sets = (*asked.sets, *flags_as_sets(asked.flags))
-    pipe = _override(table, asked.data, sets, own_env)
-    folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own_env))
+    pipe = _override(table, sets, own.env.id)
+    if asked.data is not None and os.path.realpath(asked.data) != os.path.realpath(pipe.data):
+        sets = (*sets, *flags_as_sets({"data": asked.data}))
+        pipe = _override(table, sets, own.env.id)
+    folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own.env.id))
     if not (folder / STORED).exists():
         return Session(pipe, folder, sets)
     begins = writes if anew else None
     stored = sources.stored_sets(folder)
-    sets = _merged(stored, sets, begins)
+    sets = _merged(stored, sets, begins, sources.read(str(folder))[1])
     try:
-        pipe = _override(table, asked.data, sets, own_env)
+        pipe = _override(table, sets, own.env.id)
     except ConfigError:
-        _blame(folder, table, stored, own_env)
+        _blame(folder, table, stored, own.env.id)
         raise
     return Session(_continue(folder, pipe, begins), folder, sets)
 
@@ -113,23 +116,28 @@ def _source(asked: Asked) -> tuple[str, Path | None]:
     return sources.DEFAULT, None
 
 
-def _merged(old: Iterable[str], new: Iterable[str], begins: str | None) -> tuple[str, ...]:
-    """Old overrides, but for those of a stage that begins anew, then new ones; the last of each key."""
+def _merged(old: Iterable[str], new: Sequence[str], begins: str | None, stored: Mapping[str, Any]) -> tuple[str, ...]:
+    """Old overrides, then new ones; the last of each key.
+
+    Old ones are left out if they are of a stage that begins anew, or arguments of a kind that another one replaces.
+    """
     from wmrl import agreement
 
-    sections = agreement.SECTIONS[begins] if begins else ()
-    kept = [s for s in old if not agreement.holds(s.partition("=")[0].strip(), sections)]
-    return tuple({s.partition("=")[0].strip(): s for s in [*kept, *new]}.values())
+    void = list(agreement.SECTIONS[begins]) if begins else []
+    for override in new:
+        where, _, last = key_of(override).rpartition(".")
+        if last == "kind" and stored.get(where, {}).get("kind") != value_of(override):
+            void.append(where)
+    kept = [s for s in old if not agreement.holds(key_of(s), void)]
+    return tuple({key_of(s): s for s in [*kept, *new]}.values())
 
 
-def _override(table: dict[str, Any], data: Path | None, sets: Iterable[str], own_env: str) -> Pipeline:
+def _override(table: dict[str, Any], sets: Iterable[str], own_env: str) -> Pipeline:
     sets = list(sets)
     moved = sources.with_overrides(table, sets)
     table_of_env = moved.get("env", {})
     env = table_of_env.get("id", own_env) if isinstance(table_of_env, dict) else own_env
-    if data is not None:
-        moved["data"] = str(data)
-    elif env != own_env and not any(s.startswith("data=") for s in sets):
+    if env != own_env and not any(key_of(s) == "data" for s in sets):
         moved["data"] = ""
     return pipeline.parse(moved)
 
@@ -137,7 +145,7 @@ def _override(table: dict[str, Any], data: Path | None, sets: Iterable[str], own
 def _blame(folder: Path, table: dict[str, Any], stored: Iterable[str], own_env: str) -> None:
     """Raise `ArtifactError` if the overrides kept in a logdir are wrong by themselves."""
     try:
-        _override(table, None, stored, own_env)
+        _override(table, stored, own_env)
     except ConfigError as error:
         raise ArtifactError(f"{folder / STORED}: {error}") from error
 
@@ -146,15 +154,7 @@ def flags_as_sets(flags: Mapping[str, Any]) -> Iterable[str]:
     """Flags that were given, as overrides in TOML."""
     for key, value in flags.items():
         if value is not None:
-            yield f"{key}={_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | Path):
-        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
+            yield f"{key}={sources.inline(value)}"
 
 
 def _continue(folder: Path, pipe: Pipeline, anew: str | None) -> Pipeline:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wmrl import files
+
 Record = Mapping[str, float]
 
 
@@ -102,15 +104,10 @@ class Jsonl:
         """Pictures are files of their own; nothing to do."""
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of later steps, by writing a new file beside and renaming it."""
+        """Drop the lines of later steps; the file is replaced in one step."""
         self._file.close()
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        beside = self._path.with_name(f"{self._path.name}.tmp-{os.getpid()}")
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
+        files.atomic_text(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:

@@ -29,8 +29,8 @@ def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str,
         ConfigError: for an override of another form.
     """
     table = copy.deepcopy(table)
-    for override in overrides:
-        _set(table, override)
+    for override in sorted(overrides, key=lambda text: not key_of(text).endswith(".kind")):
+        _set(table, override)  # a kind before its arguments, in whatever order they were given
     return table
 
 
@@ -98,7 +98,7 @@ def _kept(logdir: Path) -> dict[str, Any]:
         raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
     except OSError as error:
         raise ArtifactError(f"{logdir / STORED} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
 
 
@@ -129,36 +129,44 @@ def _from_here(kept: dict[str, Any], logdir: Path) -> dict[str, Any]:
 
     kept["pipeline"] = {key: walk(key, value) for key, value in kept["pipeline"].items()}
     for i, override in enumerate(kept["set"]):
-        key, _, text = override.partition("=")
-        if any(path == key.strip() or path.startswith(f"{key.strip()}.") for path in PATHS):
-            kept["set"][i] = f"{key}={_inline(walk(key.strip(), _value(text.strip())))}"
+        key = key_of(override)
+        if any(path == key or path.startswith(f"{key}.") for path in PATHS):
+            kept["set"][i] = f"{key}={inline(walk(key, value_of(override)))}"
     return kept
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value of a pipeline in TOML, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
+        return "{" + ", ".join(f"{key} = {inline(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, float):
+        return repr(value)  # JSON has no infinity
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
-def _set(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set takes a.b=c, got {override!r}")
-    *path, last = key.strip().split(".")
-    for part in path:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{key.strip()}: {part!r} is a value, not a table")
-    value = _value(text.strip())
-    if last == "kind" and table.get("kind") != value:
-        table.clear()  # the arguments of another kind mean nothing to this one
-    table[last] = value
+def key_of(override: str) -> str:
+    """The key of "a.b=c"."""
+    return override.partition("=")[0].strip()
 
 
-def _value(text: str) -> Any:
+def value_of(override: str) -> Any:
+    """The value of "a.b=c"; what is no TOML is text."""
+    text = override.partition("=")[2].strip()
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, value = key_of(override), value_of(override)
+    if "=" not in override or not key:
+        raise ConfigError(f"--set takes a.b=c, got {override!r}")
+    *path, last = key.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key}: {part!r} is a value, not a table")
+    if last == "kind" and table.get("kind") != value:
+        table.clear()  # the arguments of another kind mean nothing to this one
+    table[last] = value

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from wmrl import files, pipeline
 from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
+from wmrl.stages import states
 from wmrl.store import MAKERS, referred
 
 SCHEMA_VERSION = 1
@@ -29,7 +31,7 @@ class Entry:
         state: Whether it can be used.
         path: Where it is, or would be.
         detail: Its size, or how far it is.
-        why: What is stale or damaged.
+        why: What is stale, damaged, or begun again.
         hash: Content hash; "" if there is none.
         parents: Content hashes of what it was made from, by the parents' names.
         command: What makes it, continues it or replaces it.
@@ -82,7 +84,7 @@ def report(logdir: Path | str) -> Report:
     pipe = pipeline.load(folder)
     entries = [_data(pipe, folder)]
     for name in MAKERS:
-        entries.append(_artifact(name, folder, {entry.name: entry for entry in entries}))
+        entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}))
     entries.append(_videos(folder, entries[-1]))
     todo = (entry.command for entry in entries if entry.state != "complete")
     scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
@@ -107,7 +109,7 @@ def _data(pipe: Pipeline, logdir: Path) -> Entry:
     from wmrl.data import parts, shards
 
     folder = Path(pipe.data)
-    entry = Entry("data", "complete", str(folder), command=f"wmrl generate --logdir {logdir} --data {folder}")
+    entry = Entry("data", "complete", str(folder), command=_command("generate", logdir, "--data", str(folder)))
     names = shards.scan(folder)
     if not (folder / shards.COMPLETE).exists():
         have = sum(name.count for name in names) + parts.count(folder)
@@ -118,33 +120,58 @@ def _data(pipe: Pipeline, logdir: Path) -> Entry:
         for name, digest in zip(index.names, index.hashes, strict=True):
             if files.digest(folder / name.file, role=shards.ROLE) != digest:
                 raise ArtifactError(f"{folder / name.file} is not the shard that {shards.COMPLETE} lists")
+            with files.open(folder / name.file, verify=False):  # HDF5 refuses a file that was cut, and reads none of it
+                pass
     except ArtifactError as error:
         return dataclasses.replace(entry, state="damaged", why=str(error))
     detail = f"{len(index.lengths):,} episodes, {int(index.lengths.sum()):,} steps"
     return dataclasses.replace(entry, detail=detail, hash=index.hash)
 
 
-def _artifact(name: str, logdir: Path, above: dict[str, Entry]) -> Entry:
-    path = logdir / f"{name}.h5"
-    entry = Entry(name, "missing", str(path), command=f"wmrl {MAKERS[name]} --logdir {logdir}")
-    part = logdir / f"{name}.part.h5"
+def _command(stage: str, logdir: Path, *more: str) -> str:
+    """A command as a shell takes it, whatever stands in the paths."""
+    return shlex.join(["wmrl", stage, "--logdir", str(logdir), *more])
+
+
+def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry]) -> Entry:
+    path, part = logdir / f"{name}.h5", logdir / f"{name}.part.h5"
+    entry = Entry(name, "missing", str(path), command=_command(MAKERS[name], logdir))
     try:
         if not path.exists():
-            step = _progress(part, name)
-            return dataclasses.replace(entry, state="in progress" if step else "missing", detail=step)
+            tree = states.read(part, name)
+            return entry if tree is None else _under_way(entry, tree, "")
         about = _about(path, name)
     except ArtifactError as error:
-        remedy = f"rm {path if path.exists() else part} && {entry.command}"
-        return dataclasses.replace(entry, state="damaged", why=str(error), command=remedy)
+        return _damaged(entry, path if path.exists() else part, error)
     facts, parents = about["facts"], about["parents"]
     entry = dataclasses.replace(entry, state="complete", detail=_detail(about), hash=_hash(about), parents=parents)
-    why = _moved(facts, name) or _outdated(parents, above)
+    try:
+        tree = states.read(part, name)
+    except ArtifactError as error:
+        return _damaged(entry, part, error)
+    late = ""
+    if tree is not None and states.goes_on(tree, name, facts, pipe):
+        late = _outdated(tree.get("parents", {}), above)
+        if not late:
+            return _under_way(
+                entry, tree, "it was begun again, and is not finished; the artifact before is still there"
+            )
+    why = late or _moved(facts, name) or _outdated(parents, above)
     if why:
-        anew = "" if name == "test" else " --noreload"
-        return dataclasses.replace(entry, state="stale", why=why, command=f"{entry.command}{anew}")
+        anew = () if name == "test" else ("--noreload",)
+        return dataclasses.replace(entry, state="stale", why=why, command=_command(MAKERS[name], logdir, *anew))
     grown = name == "vae" and above["data"].hash not in ("", parents.get("data", ""))
     why = f"episodes were appended since; {entry.command} continues on them" if grown else ""
     return dataclasses.replace(entry, why=why)
+
+
+def _under_way(entry: Entry, tree: states.Tree, why: str) -> Entry:
+    return dataclasses.replace(entry, state="in progress", detail=states.progress(tree), why=why)
+
+
+def _damaged(entry: Entry, path: Path, error: ArtifactError) -> Entry:
+    remedy = f"rm {shlex.quote(str(path))} && {entry.command}"
+    return dataclasses.replace(entry, state="damaged", why=str(error), command=remedy)
 
 
 def _about(path: Path, role: str) -> dict[str, Any]:
@@ -205,37 +232,19 @@ def _outdated(parents: dict[str, str], above: dict[str, Entry]) -> str:
 
 def _grew(data: Path, hash_: str) -> bool:
     """Whether the dataset is the one with this hash and appended episodes."""
-    from wmrl.data import shards
+    from wmrl.data.episodes import Episodes
 
-    digests = shards.read_complete(data).hashes
-    return any(shards.hash_of(digests[:n]) == hash_ for n in range(1, len(digests) + 1))
-
-
-def _progress(part: Path, name: str) -> str:
-    """How far a stage is, from its training state; "" if it has not begun.
-
-    Raises:
-        ArtifactError: if the state is damaged.
-    """
-    if not part.exists():
-        return ""
-    with files.open(part, role=f"{name}.part") as file:
-        tree = files.get_tree(file)
-    if "tallies" in tree:
-        return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
-    done = tree.get("progress", tree).get("step")
-    search = tree.get("tree") or {}
-    generations = f", {len(search['history'])} generations" if "history" in search else ""
-    return "begun" if done is None else f"step {done:,}{generations}"
+    return hash_ in Episodes(data).lineage()
 
 
 def _videos(logdir: Path, test: Entry) -> Entry:
     films = sorted((logdir / "videos").glob("*.mp4"))
-    entry = Entry("videos", "missing", str(logdir / "videos"), command=f"wmrl render --logdir {logdir}")
+    entry = Entry("videos", "missing", str(logdir / "videos"), command=_command("render", logdir))
     if not films:
         return entry
     names = ", ".join(path.name for path in films)
-    old = Path(test.path).exists() and films[-1].stat().st_mtime < Path(test.path).stat().st_mtime
+    newest = max(path.stat().st_mtime for path in films)
+    old = Path(test.path).exists() and newest < Path(test.path).stat().st_mtime
     if old or test.state == "stale":
         return dataclasses.replace(entry, state="stale", detail=names, why="test is newer" if old else "test is stale")
     return dataclasses.replace(entry, state="complete", detail=names)

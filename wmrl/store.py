@@ -8,12 +8,11 @@ LOGDIR/metrics/*.jsonl     logs/*.log     images/     videos/
 """
 
 import contextlib
-import fcntl
 import importlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
 from wmrl.sources import STORED, place
+from wmrl.spec import Space
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +128,21 @@ class Store:
         if not self.part(name).exists():
             return None
         with files.open(self.part(name), role=f"{name}.part") as file:
-            return files.get_tree(file)
+            return files.get_tree(file) or None
+
+    def begin_anew(self, name: str) -> None:
+        """Note that `name` is made anew: from here on nothing is left to continue, whatever happens.
+
+        The complete artifact stays until the new one takes its place.
+
+        Raises:
+            ArtifactError: if it cannot be written; the training state before stays.
+        """
+        self.save_part(name, {})
+
+    def anew(self, name: str) -> bool:
+        """Whether `name` is being made anew and has no training state yet."""
+        return self.part(name).exists() and self.load_part(name) is None
 
     def drop_part(self, name: str) -> None:
         """Forget the training state of `name`."""
@@ -162,6 +176,15 @@ class Store:
         made = self.load(name)
         return rebuild(made, device), made.hash
 
+    def sees(self, frames: Space) -> None:
+        """Check that the representation was made for frames like these.
+
+        Raises:
+            ArtifactError: if there is none.
+            ContractError: if it was made for others.
+        """
+        check_sees(self.load("vae"), self.path("vae"), frames)
+
     def world(self, device: str = "cpu") -> tuple["WorldModel", dict[str, str]]:
         """The frozen world model and the hashes of its parts: `{"representation": ..., "dynamics": ...}`.
 
@@ -175,6 +198,18 @@ class Store:
         self.fits("dynamics", made, {"representation": vae.hash})
         world = WorldModel(rebuild(vae, device), rebuild(made, device))
         return world.requires_grad_(False).eval(), {"representation": vae.hash, "dynamics": made.hash}
+
+    def agent(self, device: str = "cpu") -> tuple["WorldModel", Any, dict[str, str]]:
+        """The frozen world model, the controller that was made on it, and the hashes of all three parts.
+
+        Raises:
+            ArtifactError: if a part is missing or damaged.
+            ContractError: if a part was made from others than those that are there.
+        """
+        world, parents = self.world(device)
+        self.fits("controller", self.load("controller"), parents)
+        controller, hash_ = self.component("controller", device)
+        return world, controller, {**parents, "controller": hash_}
 
     def fits(self, name: str, made: Artifact, parents: dict[str, str]) -> None:
         """Check that `made` was made from these parents.
@@ -198,16 +233,6 @@ class Store:
         if not path.exists() or path.read_text() != text:
             files.atomic_text(path, text)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the logdir for this process.
-
-        Raises:
-            ConfigError: if another process works in it.
-        """
-        with lock(self.logdir):
-            yield
-
     def _where(self) -> str:
         return f"--logdir {shlex.quote(str(self.logdir))}"
 
@@ -228,7 +253,7 @@ def follow(path: Path, name: str) -> tuple[Path, Artifact]:
     if other.hash != found.hash:
         raise ContractError(
             f"{target} has changed since {path} referred to it; "
-            f"run: wmrl {MAKERS[name]} --logdir {path.parent} --noreload"
+            f"run: wmrl {MAKERS[name]} --logdir {shlex.quote(str(path.parent))} --noreload"
         )
     return end, other
 
@@ -238,25 +263,14 @@ def referred(path: Path, facts: Mapping[str, Any]) -> Path:
     return Path(os.path.relpath(path.parent.resolve() / facts["from"]))
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock ends with the process, however it ends.
+def check_sees(made: Artifact, path: Path, frames: Space) -> None:
+    """Check that the representation `made`, at `path`, was made for frames like these.
 
     Raises:
-        ArtifactError: if the folder cannot be made.
-        ConfigError: if another process holds it.
+        ContractError: if it was made for others.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be used: {error.strerror}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another wmrl process is working in {folder}; wait for it or stop it") from None
-        yield
+    if made.given != (frames,):
+        raise ContractError(f"{path} sees {made.given[0]}, but these frames are {frames}")
 
 
 def rebuild(made: Artifact, device: str = "cpu") -> "nn.Module":

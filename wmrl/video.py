@@ -3,7 +3,8 @@
 All frames are (H, W, 3) uint8, RGB. Files are written beside their place and renamed.
 """
 
-import os
+import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,10 @@ from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
+from wmrl import files
 from wmrl.errors import ArtifactError, ConfigError
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
@@ -22,6 +26,11 @@ H264 = ["-f", "mp4", "-crf", "18", "-movflags", "+faststart"]
 BT709 = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709", "-color_primaries", "bt709"]
 PALETTE = ["-f", "gif", "-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse", "-loop", "0"]
 GIF_FPS = 25.0  # most viewers show no more
+MARK = ".wmrl-frames"
+"""The file by which a folder of frames is known as ours; it says whether they are whole."""
+UNFINISHED = "unfinished"
+LEFT = re.compile(rf"(\d{{4,}}\.png|{re.escape(MARK)})\.tmp-\d+")
+"""What a kill leaves of a frame or a mark that was half written."""
 
 
 class Film(Protocol):
@@ -50,7 +59,7 @@ class Video:
         if path.suffix not in (".mp4", ".gif"):
             raise ConfigError(f"{path}: a film ends in .mp4 or .gif")
         self.path = path
-        self._beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        self._beside = files.beside(path)
         self._every = max(1, round(fps / GIF_FPS)) if path.suffix == ".gif" else 1
         self._fps, self._seen = fps / self._every, 0
         self._pipe: Any = None
@@ -89,37 +98,74 @@ class Video:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-        if error is not None:
-            self._beside.unlink(missing_ok=True)
-            return
+        try:
+            if self._pipe is not None:
+                self._pipe.close()
+            if error is None:
+                self._finish()
+        finally:
+            with contextlib.suppress(OSError):
+                self._beside.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
         if not self._beside.exists() or self._beside.stat().st_size == 0:
             raise ArtifactError(f"{self.path} could not be written: ffmpeg made no film of {self._seen} frames")
-        self._beside.replace(self.path)
+        try:
+            self._beside.replace(self.path)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be written: {error.strerror}") from error
 
 
 class Stills:
-    """A folder of numbered PNG frames, `0000.png` on; frames of an earlier film in it are removed first."""
+    """A folder of numbered PNG frames, `0000.png` on, in place of those of an earlier film.
+
+    Nothing is removed that was not written here: a folder that holds anything else is refused. From the first change
+    until the last frame its `MARK` says that the frames are unfinished.
+
+    Args:
+        folder: A new one, an empty one, or one that was filled like this before.
+
+    Raises:
+        ConfigError: if the folder holds other files.
+        ArtifactError: if it is no folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path, self._count = folder, 0
+        self._old = _frames_in(folder)
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
-        for old in self.path.glob("[0-9][0-9][0-9][0-9]*.png"):
+        files.atomic_text(self.path / MARK, f"{UNFINISHED}\n")
+        for old in reversed(self._old):  # what a kill leaves is numbered from 0 on, and so known as ours
             old.unlink()
         return self
 
     def add(self, frame: np.ndarray) -> None:
         """Write the next frame."""
-        write_png(self.path / f"{self._count:04d}.png", frame)
+        files.write_png(self.path / f"{self._count:04d}.png", frame)
         self._count += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is open."""
+        """Say that the frames are whole, if they are."""
+        if error is None:
+            files.atomic_text(self.path / MARK, f"{self._count} frames\n")
+
+
+def _frames_in(folder: Path) -> list[Path]:
+    """The frames of an earlier film in a folder that holds nothing else, and what a kill left of one half-written."""
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is no folder: frames cannot be written to it")
+    names = sorted(path.name for path in folder.iterdir())
+    frames = sorted((name for name in names if name.endswith(".png")), key=len)  # 10000.png comes after 9999.png
+    ours = {f"{i:04d}.png" for i in range(len(frames))} if MARK in names else set()
+    left = [name for name in names if LEFT.fullmatch(name) and (MARK in names or name.startswith(MARK))]
+    if other := [name for name in names if name not in {MARK, *ours, *left}]:
+        raise ConfigError(f"{folder} holds {other[0]}, which wmrl render did not write: name a new or an empty folder")
+    return [folder / name for name in [*frames, *left]]
 
 
 class Strip:
@@ -151,46 +197,38 @@ class Strip:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            write_png(self.path, beside(self._frames))
+            files.write_png(self.path, beside(self._frames))
 
 
-def write_png(path: Path, frame: np.ndarray) -> None:
-    """Write one picture, (H, W, 3) uint8 RGB.
-
-    Raises:
-        ArtifactError: if it cannot be encoded.
-    """
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(frame[:, :, ::-1]))
-    if not ok:
-        raise ArtifactError(f"{path} could not be encoded as PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    new.write_bytes(data.tobytes())
-    new.replace(path)
-
-
-def picture(obs: np.ndarray) -> np.ndarray:
-    """A frame that can be shown, (H, W, 3) uint8, of an observation: uint8 or bool, or floats in 0..1.
+def picture(frame: Tensor | np.ndarray) -> np.ndarray:
+    """A frame that can be shown, (H, W, 3) uint8 RGB, of an observation or of what a model decodes.
 
     Args:
-        obs: (C, H, W); one channel is grey, more than three are summed up in colours of their own.
+        frame: (C, H, W), uint8, bool, or floats in 0..1; three channels are RGB, one is grey, and others are summed up
+            in colours of their own, so that the planes of a board can be told apart.
 
     Raises:
-        ConfigError: if the observation is no picture.
+        ConfigError: if the frame is no picture.
     """
-    if obs.ndim != 3:
-        raise ConfigError(f"observations of shape {obs.shape} are no pictures: nothing to render")
-    if obs.dtype == np.bool_:
-        obs = obs.astype(np.float32)
-    if obs.dtype != np.uint8:
-        obs = (np.clip(obs, 0, 1) * 255).round().astype(np.uint8)
-    if obs.shape[0] == 1:
-        obs = np.repeat(obs, 3, axis=0)
-    if obs.shape[0] != 3:
-        hues = np.linspace(0, 1, obs.shape[0], endpoint=False)
+    array = _array(frame)
+    if array.ndim != 3:
+        raise ConfigError(f"observations of shape {array.shape} are no pictures: nothing to render")
+    if array.dtype != np.uint8:
+        array = np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    if array.shape[0] == 1:
+        array = np.repeat(array, 3, axis=0)
+    if array.shape[0] != 3:
+        hues = np.linspace(0, 1, array.shape[0], endpoint=False)
         colours = np.stack([np.cos(2 * np.pi * (hues + k / 3)) / 2 + 0.5 for k in range(3)])
-        obs = np.clip(np.einsum("kc,chw->khw", colours, obs), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(obs.transpose(1, 2, 0))
+        array = np.rint(np.clip(np.einsum("kc,chw->khw", colours, array), 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(array.transpose(1, 2, 0))
+
+
+def _array(frame: Tensor | np.ndarray) -> np.ndarray:
+    if not isinstance(frame, Tensor):
+        return np.asarray(frame)
+    frame = frame.detach().cpu()
+    return (frame if frame.dtype == torch.uint8 else frame.float()).numpy()  # NumPy has no bfloat16
 
 
 def scaled(frame: np.ndarray, height: int) -> np.ndarray:

@@ -11,21 +11,20 @@ from wmrl.spec import Batch, Loss, State, Step
 class WorldModel(nn.Module):
     """`observe` takes a step with open eyes, `imagine` with closed eyes; both give the next state.
 
-    Awake, the latent of a frame is the most likely one; in `loss` it is drawn anew for every batch, since that is the
-    noise which the dynamics model is to describe.
+    Awake, the latent of a frame is the most likely one, unless the controller wants it drawn (see `rollout.Agent`); in
+    `loss` it is drawn anew for every batch, since that is the noise which the dynamics model is to describe.
 
     Args:
         representation: Turns frames into latents and back.
         dynamics: Predicts latents.
-        sample: Draw latents when awake too, as the authors of World Models did.
     """
 
     representation: Any
     dynamics: Any
 
-    def __init__(self, representation: nn.Module, dynamics: nn.Module, *, sample: bool = False):
+    def __init__(self, representation: nn.Module, dynamics: nn.Module):
         super().__init__()
-        self.representation, self.dynamics, self.sample = representation, dynamics, sample
+        self.representation, self.dynamics = representation, dynamics
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -39,11 +38,11 @@ class WorldModel(nn.Module):
 
     def start_code(self, code: Tensor, rng: torch.Generator | None = None) -> State:
         """The state at first frames that were encoded before, code (B, *code)."""
-        return self.dynamics.start(self.draw(code, sample=self.sample, rng=rng), rng=rng)
+        return self.dynamics.start(self.draw(code, sample=False, rng=rng), rng=rng)
 
     def observe(self, state: State, action: Tensor, obs: Tensor, rng: torch.Generator | None = None) -> State:
         """The state after `action` (B, A) led to `obs` (B, *obs)."""
-        latent = self.draw(self.encode(obs), sample=self.sample, rng=rng)
+        latent = self.draw(self.encode(obs), sample=False, rng=rng)
         return self.dynamics.observe(state, action, latent, rng=rng)
 
     def imagine(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+import torch
 
 import wmrl
 from wmrl import artifact
@@ -177,3 +178,13 @@ def test_the_shortest_calls_work_in_an_empty_folder(tmp_path) -> None:
     assert path.suffix == ".mp4"
     assert path.parent == tmp_path / "runs/carracing-mdnrnn/seed-1/videos"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_chain_runs_on_cuda(tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(PIPELINE)
+    for stage in STAGES:
+        wmrl_(tmp_path, stage, "toy.toml", "--device", "cuda")
+    wmrl_(tmp_path, "train-controller", "toy.toml", "--device", "cuda", "--noreload", "--where", "dream")
+    wmrl_(tmp_path, "render", "toy.toml", "--device", "cuda", "--fresh", "--steps", "5")

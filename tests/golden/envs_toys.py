@@ -85,6 +85,10 @@ class Blind(Rendered):
     metadata = {"render_modes": ["human"]}  # noqa: RUF012
 
 
+class Unspoken(Blind):
+    metadata = {"render_modes": None}  # noqa: RUF012
+
+
 class Tables(Three):
     metadata = {"render_modes": []}  # noqa: RUF012
     observation_space = spaces.Dict({"x": spaces.Discrete(3)})
@@ -98,6 +102,10 @@ class Endless(Three):
     action_space = spaces.Box(-np.inf, np.inf, (2,))
 
 
+class Unsteered(Three):
+    action_space = spaces.Box(-1, 1, (0,))
+
+
 class Whole(Three):
     action_space = spaces.Box(0, 5, (2,), np.int64)
 
@@ -105,6 +113,39 @@ class Whole(Three):
 class Unmade(Three):
     def __init__(self):
         raise RuntimeError("no such simulator")
+
+
+class Leaves(Three):
+    def __init__(self):
+        raise SystemExit(3)
+
+
+class Curtain(Rendered):
+    def render(self):
+        raise SystemExit
+
+
+class Chatty(Rendered):
+    """Prints in all that it does."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        print("in __init__")
+
+    def reset(self, **how):
+        print("in reset")
+        return super().reset(**how)
+
+    def step(self, action):
+        print("in step")
+        return super().step(action)
+
+    def render(self):
+        print("in render")
+        return super().render()
+
+    def close(self):
+        print("in close")
 
 
 class Crash(Three):
@@ -123,14 +164,20 @@ class Crash(Three):
                 time.sleep(600)
             if self.seed == 105:
                 print("words that must not reach stdout", flush=True)
+            if self.seed == 107:
+                raise SystemExit(3)
         return result
 
     def reset(self, *, seed=None, options=None):
         if seed == 106:
             raise KeyError("no track")
+        if seed == 108:
+            raise SystemExit
         return super().reset(seed=seed)
 
 
-for kind in (Three, Box, Own, Grey, First, Rendered, Blind, Tables, Many, Endless, Whole, Unmade, Crash):
+GOOD = (Three, Box, Own, Grey, First, Rendered, Chatty)
+BAD = (Blind, Unspoken, Tables, Many, Endless, Unsteered, Whole, Unmade, Leaves, Curtain, Crash)
+for kind in GOOD + BAD:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}", max_episode_steps=3)
 gymnasium.register("Free-v0", entry_point=f"{__name__}:Three")

@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "wmrl").rglob("*.py"))
 
 LAYERS = [
     {"wmrl", "errors", "spec", "seeding", "interrupts", "run", "protocols"},
-    {"config", "sources", "pipeline", "files", "progress", "sinks", "log", "artifact"},
+    {"config", "sources", "pipeline", "files", "locking", "progress", "sinks", "log", "artifact"},
     {"stats", "recording", "video", "curves", "images"},
     {"precision", "optimizers", "schedule", "gauge"},
     {"nn"},

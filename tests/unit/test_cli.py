@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from wmrl import cli
+from wmrl import cli, pipeline
+from wmrl.store import Store
 
 STAGES = ["generate", "train-vae", "train-dynamics", "train-controller", "test-controller", "render"]
 
@@ -96,7 +98,7 @@ def test_flags_set_keys(capsys, stage, flags, keys):
         ("train-vae --set env=5", 2, "error: env: expected Env, got 5"),
         ("generate --append -1", 2, "error: --append must not be negative, got -1"),
         ("test-controller --episodes 0", 2, "error: --episodes must be at least 1, got 0"),
-        ("render --fps 0", 2, "error: --reset-every and --temperature are not negative"),
+        ("render --fps 0", 2, "error: --fps lies between 0.1 and 1000, got 0"),
         ("generate --threads 0", 2, "error: --threads must be at least 1, got 0"),
         ("train-vae", 3, "datasets/carracing"),
         ("train-dynamics", 3, "datasets/carracing"),
@@ -132,7 +134,14 @@ def test_a_failure_stands_in_the_stage_log(capsys, tmp_path):
     assert "ArtifactError" in text and "Traceback" in text
 
 
+def test_a_call_that_failed_binds_no_logdir(capsys):
+    for seed in ("4", "5"):
+        assert call(capsys, "train-vae", "--logdir", "here", "--seed", seed)[0] == 3  # there are no data
+
+
 def test_a_second_seed_in_a_logdir_is_refused(capsys):
-    call(capsys, "train-vae", "--logdir", "here", "--seed", "4")
+    store = Store(Path("here"), pipeline.load(None, ["seed=4"]))
+    store.remember(["seed=4"])
+    store.begin_anew("vae")
     code, _, err = call(capsys, "train-vae", "--logdir", "here", "--seed", "5")
     assert code == 2 and "seed" in err and "4" in err and "5" in err

@@ -209,6 +209,10 @@ SCHEMA = [
     replace("reward", np.zeros(7, np.float32)),
     replace("reward", np.zeros(2 * STEPS + 2, np.float64)),
     replace("seed", np.zeros(1, np.int64)),
+    replace("reward", np.zeros((2 * STEPS + 2, 1), np.float32)),
+    replace("action", np.zeros((2 * STEPS + 2, 3), np.float32)),
+    replace("obs", np.zeros((2 * STEPS + 2, 3, 4, 4), np.uint8)),
+    replace("start", np.int64(0)),
     meta(actions={"size": 3, "discrete": False}),
 ]
 

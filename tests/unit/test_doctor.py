@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from wmrl import doctor
+from wmrl import cli, doctor
+from wmrl.errors import UserError
 
 
 def test_a_working_installation_is_healthy_and_quickly_told(capsys):
     began = time.monotonic()
-    assert doctor.run()
+    doctor.run()
     assert time.monotonic() - began < 30
     out, err = capsys.readouterr()
     for word in ("Python", "torch", "H.264", "Zstandard", "GiB free", "display"):
@@ -24,7 +25,7 @@ def test_a_working_installation_is_healthy_and_quickly_told(capsys):
 
 
 def test_json_is_one_object(capsys):
-    assert doctor.run(as_json=True)
+    doctor.run(as_json=True)
     table = json.loads(capsys.readouterr().out)
     assert table["schema_version"] == 1 and table["ok"] is True
     assert {"topic", "level", "text", "advice"} == set(table["findings"][0])
@@ -41,10 +42,42 @@ def test_a_broken_package_hides_no_other_finding(monkeypatch, capsys):
 
     monkeypatch.setattr(importlib, "import_module", broken)
     monkeypatch.setattr(builtins, "__import__", broken)
-    assert not doctor.run()
+    with pytest.raises(UserError, match="package torch: libsomething") as error:
+        doctor.run()
+    assert "\n" not in str(error.value)
     out = capsys.readouterr().out
     assert "libsomething.so" in out and "pip install --force-reinstall 'torch'" in out
     assert "Python" in out and "GiB free" in out and "envpool" in out
+
+
+def broken(check="codecs"):
+    def fail():
+        raise RuntimeError("broken\nhere")
+        yield
+
+    fail.__name__ = check
+    return fail
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_what_is_needed_and_broken_gives_exit_code_1_and_one_line(monkeypatch, capsys, flags):
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.python, broken()))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", *flags])
+    out, err = capsys.readouterr()
+    assert end.value.code == 1
+    assert err.count("\n") == 1 and "codecs RuntimeError: broken" in err
+    assert json.loads(out)["ok"] is False if flags else "BAD" in out
+
+
+@pytest.mark.parametrize("name", ["extras", "display", "plugins"])
+def test_what_can_be_done_without_is_no_failure(monkeypatch, capsys, name):
+    check = broken(name)
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.python, check))
+    monkeypatch.setattr(doctor, "OPTIONAL", tuple(check if c.__name__ == name else c for c in doctor.OPTIONAL))
+    doctor.run()
+    out = capsys.readouterr().out
+    assert "RuntimeError: broken" in out and "BAD" not in out
 
 
 def test_without_rich_the_report_is_plain(monkeypatch, capsys):

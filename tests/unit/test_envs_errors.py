@@ -14,6 +14,8 @@ import pytest
 from wmrl.envs import BACKENDS, canonical, make
 from wmrl.envs import processes as processes_module
 from wmrl.envs.actions import ActionMap
+from wmrl.envs.names import STATUS_BAR
+from wmrl.envs.pixels import resize
 from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Env
 
@@ -38,10 +40,15 @@ def toy(name, **more):
         (Env(id="envs_toys:Thre-v0"), r"'envs_toys:Thre-v0' is not known: .*Did you mean: `Three`"),
         (Env(id="Nothing/X-v0"), r"'Nothing/X-v0' is not known"),
         (toy("Blind"), r"Blind-v0 shows no pixels: its observations are Box\(4,\) of float32"),
-        (toy("Tables"), r"Tables-v0 shows no pixels: its observations are Dict"),
+        (toy("Unspoken"), r"Unspoken-v0 shows no pixels: .* has no render_mode 'rgb_array'"),
+        (
+            toy("Tables"),
+            r"observations are a Dict and not an array and .*; it needs that, or one .* image of uint8, 16 ",
+        ),
         (toy("Many"), r"has MultiDiscrete actions; supported are"),
         (toy("Endless"), r"has unbounded Box actions, which cannot be scaled"),
         (toy("Whole"), r"has a Box of int64 actions"),
+        (toy("Unsteered"), r"has a Box of no actions \(0,\); supported are Boxes of one float or more"),
         (toy("Three", crop=True), r"env.crop: .*Three-v0 has no known status bar"),
         (Env(backend="tape"), r"env.backend: 'tape' is not known; known: auto, envpool, gymnasium"),
     ],
@@ -54,9 +61,25 @@ def test_what_cannot_work_says_so_in_one_sentence(env, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_environment_that_cannot_be_made():
-    with pytest.raises(UserError, match=r"Unmade-v0 cannot be made: no such simulator"):
-        make(toy("Unmade"), 1, threads=1)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Unmade", "cannot be made: no such simulator"),
+        ("Leaves", r"cannot be made: it called sys.exit\(3\)"),
+        ("Curtain", r"cannot be rendered: it called sys.exit\(None\)"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_or_rendered(name, words):
+    with pytest.raises(UserError, match=f"{name}-v0 {words}") as caught:
+        make(toy(name), 1, threads=1)
+    assert caught.value.code == 1
+
+
+def test_a_module_that_exits_when_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "envs_that_exit.py").write_text("import sys\nsys.exit('bye')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"module of 'envs_that_exit:X-v0' cannot be imported: .*sys.exit\('bye'\)"):
+        make(Env(id="envs_that_exit:X-v0"), 1, threads=1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -75,6 +98,24 @@ def test_an_error_inside_carries_its_traceback(threads, seed, doing):
     assert "Traceback" in trace and "envs_toys.py" in trace
     with pytest.raises(ValueError, match="closed"):
         env.reset([1])
+
+
+@pytest.mark.parametrize(
+    ("threads", "seed", "words"),
+    [
+        (1, 107, "step of slot 1: SystemExit: 3"),
+        (1, 108, r"reset\(seed=108\) of slot 1: SystemExit"),
+        (2, 107, "step of slot 1 in environment worker 2 of 2: SystemExit: 3"),
+    ],
+)
+def test_an_environment_that_exits_ends_itself_only(threads, seed, words):
+    env = make(toy("Crash"), 2, threads=threads)
+    with pytest.raises(UserError) as caught:
+        env.reset([1, seed])
+        for _ in range(2):
+            env.step(FOUR[:2], [0, 1])
+    assert re.fullmatch(f"environment envs_toys:Crash-v0 failed in {words}", str(caught.value)), str(caught.value)
+    assert caught.value.code == 1 and "envs_toys.py" in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize(("seed", "words"), [(102, "exited with code 7"), (103, r"killed \(signal 9\)")])
@@ -115,6 +156,25 @@ def test_workers_say_nothing_on_stdout(capfd):
             env.step(FOUR[:2], [0, 1])
     out, err = capfd.readouterr()
     assert out == "" and err.count("must not reach stdout") == 2
+
+
+def test_nor_do_environments_in_our_own_process(tmp_path, monkeypatch, capsys):
+    (tmp_path / "envs_that_print.py").write_text("from envs_toys import *\nprint('in the module')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with make(Env(id="envs_that_print:Chatty-v0", size=8), 1, threads=1) as env:
+        env.reset([1])
+        env.step(FOUR[:1], [0])
+        print("ours")
+    out, err = capsys.readouterr()
+    assert out == "ours\n"
+    said = ["the module", "__init__", "reset", "step", "render", "close"]
+    assert [what for what in said if f"in {what}" not in err] == []
+
+
+def test_environments_of_python_are_never_stepped_from_several_threads():
+    from wmrl.stages.generate import LANES  # who holds stdout back, as above, does so for all threads
+
+    assert not getattr(processes_module.ProcessEnv, "free_of_python", False) and "gymnasium" not in LANES
 
 
 SCRIPT = """
@@ -201,9 +261,34 @@ def test_environments_without_images_are_rendered(env_id, actions):
 def test_carracing_without_its_status_bar():
     with make(Env(max_steps=1), 1, threads=1) as whole, make(Env(max_steps=1, crop=True), 1, threads=1) as cut:
         a, b = whole.reset([1]), cut.reset([1])
-        assert (a[0, :, 58:].max(), a.shape) == (a[0, :, 58:].max(), b.shape)
+        assert a.shape == b.shape == (1, 3, 64, 64)
+        assert (whole.frames([0]) == cut.frames([0])).all() and cut.frames([0]).shape == (1, 96, 96, 3)
+        assert (b == resize(np.ascontiguousarray(cut.frames([0])[:, :84]), 64)).all(), "what is above the bar"
         assert (a[:, :, 60] == 0).mean() > 0.5, "the bar is black"
         assert (b[:, :, 60] == 0).mean() < 0.5, "and cut off"
+
+
+def test_gymnasium_without_a_status_bar(monkeypatch):
+    import gymnasium
+    from envs_toys import Three
+
+    class Barred(Three):
+        def frame(self, code):
+            frame = super().frame(code)
+            frame[15:] = 250
+            return frame
+
+    spec = gymnasium.envs.registration.EnvSpec("Barred-v0", entry_point=Barred)
+    monkeypatch.setitem(gymnasium.registry, "Barred-v0", spec)
+    monkeypatch.setitem(STATUS_BAR, "Barred-v0", 5 / 20)
+    for crop, above in ((False, 6), (True, 8)):  # rows of 8 that show what is above the bar
+        with make(Env(id="Barred-v0", size=8, crop=crop), 2, threads=1) as env:
+            first, then = env.reset([40, 41]), env.step(FOUR[[1, 1]], [0, 1]).obs
+            for obs, step, code in ((first, 0, 0), (then, 10, 30)):
+                assert obs.shape == (2, 3, 8, 8) and (obs[:, :, above:] == 250).all()
+                assert (obs[:, 0, :above] == step).all() and (obs[:, 2, :above] == code).all()
+            assert env.frames([1])[0, :, 0, 1].tolist() == [41] * 15 + [250] * 5, "native frames keep it"
+            assert (env.info["crop"], env.info["backend"]) == (crop, "gymnasium")
 
 
 def test_old_names():

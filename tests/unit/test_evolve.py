@@ -79,6 +79,7 @@ def test_validation_plays_the_mean_on_the_same_fixed_seeds() -> None:
     looks = [(seeds, abort) for rows, seeds, abort in toy.calls if rows == 1]
     assert len(looks) == 3 and len(set(looks)) == 1 and looks[0][1] == 0
     train = [seeds for rows, seeds, abort in toy.calls if rows == 8]
+    assert {abort for rows, _, abort in toy.calls if rows == 8} == {50}  # hopeless ones are given up in training only
     assert len(set(train)) == 5 and not {s for t in train for s in t} & set(looks[0][0])
     assert facts["validation"]["generation"].tolist() == [2, 4, 5]
     assert [m["eval/return_mean"] for _, m in logged if "eval/return_mean" in m] == facts["validation"]["returns"].mean(

@@ -5,6 +5,7 @@ import os
 import random
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -177,6 +178,46 @@ def test_what_cannot_be_stored_is_refused(tmp_path, bad):
     with pytest.raises(TypeError):
         files.write(tmp_path / "x.h5", lambda f: files.put_tree(f, bad), role="vae")
     assert not list(tmp_path.iterdir())
+
+
+def synced(monkeypatch, act):
+    """How often `act` syncs a file or a folder."""
+    count = []
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", lambda handle: count.append(handle))
+        act()
+    return len(count)
+
+
+def test_bytes_are_synced_if_they_must_last(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "x"
+    assert synced(monkeypatch, lambda: files.atomic_bytes(path, b"one")) == 2
+    assert synced(monkeypatch, lambda: files.atomic_bytes(path, b"two", durable=False)) == 0
+    assert path.read_bytes() == b"two" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_picture_is_whole_and_in_its_colours_or_the_old_one(tmp_path, monkeypatch):
+    path, red = tmp_path / "a" / "x.png", np.zeros((4, 6, 3), np.uint8)
+    red[..., 0] = 200
+    assert synced(monkeypatch, lambda: files.write_png(path, red)) == 0
+    np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], red)
+
+    def full(handle, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "write", full)
+    with pytest.raises(ArtifactError, match="cannot be written: No space left on device"):
+        files.write_png(path, red * 0)
+    assert list(path.parent.iterdir()) == [path] and cv2.imread(str(path)).max() == 200
+
+
+def test_what_stands_beside_is_swept_when_its_process_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "getpid", lambda: 999999999)
+    mine = files.beside(tmp_path / "film.mp4")
+    monkeypatch.undo()
+    mine.write_bytes(b"half")
+    files.sweep(tmp_path)
+    assert mine.parent == tmp_path and not mine.exists()
 
 
 def test_text_is_replaced_in_one_step(tmp_path):

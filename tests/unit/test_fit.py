@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import signal
 import time
@@ -298,3 +299,55 @@ def test_an_error_of_the_data_reaches_the_caller(go: Go) -> None:
     toy.batches = batches  # type: ignore[method-assign]
     with pytest.raises(UserError, match="the disk is gone"):
         go(toy)
+
+
+class Slope(Toy):
+    """One weight on a slope whose steepness changes from step to step: Adam goes down by the learning rate."""
+
+    def __init__(self, *steepness: float) -> None:
+        super().__init__()
+        self.module = nn.Linear(1, 1, bias=False)
+        self.steepness = steepness
+        self.seen: list[float] = []
+        self.lowered: list[bool] = []
+
+    def loss(self, batch: Batch, rng: torch.Generator) -> Loss:
+        self.seen.append(self.module.weight.item())
+        self.lowered.append(torch.is_autocast_enabled("cpu"))
+        return self.steepness[len(self.seen) % len(self.steepness)] * self.module.weight.sum(), {}
+
+    def validate(self) -> dict[str, float]:
+        assert not torch.is_autocast_enabled("cpu")
+        return {"loss": 1.0}
+
+    def moves(self) -> list[float]:
+        """How far each step but the last went down."""
+        return [a - b for a, b in itertools.pairwise(self.seen)]
+
+
+def test_each_step_is_made_at_the_learning_rate_of_the_schedule(go: Go) -> None:
+    toy = Slope(1.0)
+    go(toy, Fit(steps=13, learning_rate=0.1, warmup=4, validate_every=4, plateau=4))
+    expected = [0.025, 0.05, 0.075] + 5 * [0.1] + 4 * [0.05]  # warm after four, halved at the second validation
+    assert toy.moves() == pytest.approx(expected, rel=1e-3)
+
+
+def test_gradients_are_clipped_as_the_settings_ask(go: Go, store: Store) -> None:
+    settings = Fit(steps=7, learning_rate=0.1)
+    clipped, free = Slope(1.0, 50.0, 3.0), Slope(1.0, 50.0, 3.0)
+    go(clipped, dataclasses.replace(settings, clip=1.0))
+    assert clipped.moves() == pytest.approx(6 * [0.1], rel=1e-3)  # every gradient is one as long as the first
+    store.drop_part("toy")
+    go(free, dataclasses.replace(settings, clip=0.0))
+    assert min(free.moves()) < 0.08
+
+
+@pytest.mark.parametrize(("asked", "lowered"), [("fp32", False), ("bf16", True), ("auto", True)])
+def test_steps_are_computed_in_the_chosen_precision_and_validations_in_float32(
+    go: Go, store: Store, asked: Any, lowered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting.precision, "for_training", lambda *given: ("bf16", "faster here"))
+    toy = Slope(1.0)
+    result = go(toy, Fit(steps=3), run=Run(precision=asked))
+    assert toy.lowered == 3 * [lowered]
+    assert result.precision == state(store)["precision"] == ("bf16" if lowered else "fp32")

@@ -13,9 +13,12 @@ from toy_rollouts import LONGEST, Game, contents, finishes_like, frame, generate
 from wmrl import interrupts, seeding
 from wmrl.data import shards
 from wmrl.data.episodes import Episodes
-from wmrl.errors import ArtifactError, ConfigError, Stopped, UserError
+from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped, UserError
+from wmrl.locking import lock
+from wmrl.log import Log
+from wmrl.run import Run
 from wmrl.stages import generate as stage
-from wmrl.store import lock
+from wmrl.store import Store
 
 pytestmark = pytest.mark.usefixtures("toy_game")
 
@@ -69,7 +72,7 @@ def test_more_rollouts_continue(tmp_path):
     first = generate(tmp_path / "data", rollouts=6)
     old, Game.steps = contents(tmp_path / "data"), []
     second = generate(tmp_path / "data", rollouts=11)
-    assert len(second) == 11 and first.is_prefix_of(second) and second.grew_from(first.hash)
+    assert len(second) == 11 and first.hash in second.lineage()
     played = {seed for seed, t in Game.steps if t == LONGEST or t == length_of(seed)}
     assert played == set(second.seeds[6:].tolist())
     new = contents(tmp_path / "data")
@@ -86,7 +89,7 @@ def test_append_adds_fresh_episodes_and_an_interrupted_one_adds_as_many(tmp_path
     assert len(Episodes(tmp_path / "data")) == 6, "readers see the finished dataset meanwhile"
     Game.at_step = {}
     after = generate(tmp_path / "data", rollouts=6, append=20)
-    assert len(after) == 26 and len(set(after.seeds.tolist())) == 26 and after.grew_from(before.hash)
+    assert len(after) == 26 and len(set(after.seeds.tolist())) == 26 and before.hash in after.lineage()
     assert len(generate(tmp_path / "data", rollouts=6, append=3)) == 29
     assert len(generate(tmp_path / "data", rollouts=6)) == 29, "the pipeline's own number is there"
 
@@ -144,6 +147,15 @@ def test_two_at_once_are_refused(tmp_path):
         generate(folder)
 
 
+def test_a_dataset_in_the_logdir_itself_is_refused_with_the_reason(tmp_path):
+    pipe, log = pipe_for(tmp_path / "link", 2), Log.quiet("generate", tmp_path / "log")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with log, lock(tmp_path / "run"), pytest.raises(ConfigError, match="the same folder"):
+        before = sorted(tmp_path.rglob("*"))
+        stage.generate(pipe, Store(tmp_path / "run", pipe), log, Run())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_too_small_a_disk_is_said_before(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
@@ -194,6 +206,20 @@ def test_a_controllers_waves_are_fixed_and_replayed(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "changed")
     with pytest.raises(ConfigError, match="generate.controller_hash"):
         generate(tmp_path / "a" / "data", rollouts=20, **how)
+
+
+def test_replayed_episodes_are_not_counted_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_agent", lambda *given: Parrot())
+    monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "abc")
+    monkeypatch.setattr("wmrl.stages.collect.PROGRESS_SECONDS", 0.0)
+    said, how = [], {"policy": "controller", "controller": "runs/x", "rollouts": 14, "max_workers": 6}
+    monkeypatch.setattr(Log, "progress", lambda self, done, total, unit, note: said.append((done, total, note)))
+    generate(tmp_path / "data", **how)
+    (tmp_path / "data" / "shard-000004-4.h5").unlink()
+    said.clear()
+    generate(tmp_path / "data", **how)
+    counts = [int(note.split()[0]) for _, _, note in said]
+    assert counts == sorted(counts) and counts[0] == 10 and counts[-1] == 14 and all(a <= b for a, b, _ in said)
 
 
 @pytest.fixture
@@ -250,6 +276,15 @@ def test_a_trained_controller_acts_with_noise_if_asked(tmp_path, parts):
     assert len(generate(tmp_path / "c" / "data", rollouts=6, append=3, noise=0.3, **how)) == 9, (
         "appending may use another"
     )
+
+
+def test_a_controller_that_was_made_from_other_parts_is_refused(tmp_path, parts):
+    store, other = parts(tmp_path / "run"), parts(tmp_path / "other", seed=5)
+    store.remember()
+    shutil.copy(other.path("controller"), store.path("controller"))
+    with pytest.raises(ContractError, match=r"controller\.h5 was made from dynamics .* wmrl train-controller"):
+        generate(tmp_path / "data", rollouts=2, policy="controller", controller=str(tmp_path / "run"))
+    assert not shards.scan(tmp_path / "data")
 
 
 def test_a_controller_that_is_missing_is_said(tmp_path):

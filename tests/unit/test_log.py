@@ -1,6 +1,8 @@
 import io
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
 import warnings
 
@@ -9,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import progress, sinks
+from wmrl import sinks
 from wmrl.errors import ArtifactError, ConfigError
 from wmrl.log import Log
-from wmrl.progress import Bar, Meter, span, wants_bar
 from wmrl.sinks import read_metrics
 
 
@@ -204,44 +205,17 @@ def test_pictures_keep_their_colours(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], picture)
 
 
-@pytest.mark.parametrize(
-    ("env", "asked", "expected"),
-    [
-        ({}, None, True),
-        ({}, False, False),
-        ({"TERM": "dumb"}, True, False),
-        ({"CI": "1"}, None, False),
-        ({"CI": "1"}, True, True),
-    ],
-)
-def test_when_a_bar_is_drawn(monkeypatch, env, asked, expected):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("CI", raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    assert wants_bar(Terminal(), asked, 0) is expected
-    assert not wants_bar(io.StringIO(), asked, 0)
-    assert not wants_bar(Terminal(), asked, -1)
-
-
-def test_no_color_is_honoured_by_the_bar(monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    stream = Terminal()
-    bar = Bar(stream)
-    bar.update(1, 2, "steps", "loss [0.5]", "")
-    bar.print("between [brackets]", stream)
-    bar.close()
-    assert "\x1b[3" not in stream.getvalue()
-    assert "between [brackets]" in stream.getvalue()
-    assert "loss [0.5]" in stream.getvalue()
-
-
-def test_what_others_write_stands_above_the_bar_and_in_the_log_file(tmp_path, monkeypatch):
+def terminal_of(monkeypatch):
+    """Stderr, from here on a terminal that can draw a bar; no fixture, for pytest sets stderr anew before a test."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("CI", raising=False)
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_what_others_write_stands_above_the_bar_and_in_the_log_file(tmp_path, monkeypatch):
+    terminal = terminal_of(monkeypatch)
     with Log("s", tmp_path) as log:
         sys.stderr.write("before\n")
         log.progress(1, 4)
@@ -250,40 +224,100 @@ def test_what_others_write_stands_above_the_bar_and_in_the_log_file(tmp_path, mo
         sys.stderr.write("more\n")
         log.say("own words")
         log.progress(4, 4)
-    shown = stream.getvalue()
+    shown = terminal.getvalue()
     for line in ("before", "foreign [words]", "and more", "own words"):
         assert line in lines(tmp_path)
         assert shown.count(line) == 1
     assert "4/4 steps" in shown
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
+def test_a_last_line_without_an_end_is_shown_and_kept(tmp_path, monkeypatch):
+    terminal = terminal_of(monkeypatch)
+    with Log("s", tmp_path) as log:
+        log.progress(1, 4)
+        sys.stderr.write("whole\nhalf a line")
+    assert lines(tmp_path)[-1] == "half a line"
+    assert terminal.getvalue().count("half a line") == 1
+    assert terminal.getvalue().count("whole") == 1
 
 
-def test_plain_lines_come_soon_and_every_half_minute_with_rate_and_time_left(clock):
-    meter = Meter()
-    told = []
-    for step in range(101):
-        told.append(meter.line(step, 100, "steps", ""))
-        clock[0] += 1
-    shown = [line for line in told if line]
-    assert [told.index(line) for line in shown] == [0, 5, 35, 65, 95, 100]
-    assert shown[2] == "35/100 steps (35 %), 1 steps/s, 1 min 05 s left"
+def test_a_last_line_without_an_end_is_kept_without_a_bar(tmp_path, capsys):
+    with Log("s", tmp_path):
+        sys.stderr.write("half a line")
+    assert lines(tmp_path)[-1] == "half a line"
+    assert capsys.readouterr().err == "half a line"
 
 
-def test_the_rate_of_a_resumed_stage_counts_from_where_it_began(clock):
-    meter = Meter()
-    meter.line(900, 1000, "steps", "")
-    clock[0] += 10
-    meter.line(950, 1000, "steps", "")
-    assert meter.rate == pytest.approx(5)
-    assert meter.left == pytest.approx(10)
+def test_a_line_that_begins_above_a_bar_and_ends_below_it_is_shown_once(tmp_path, monkeypatch):
+    terminal = terminal_of(monkeypatch)
+    with Log("s", tmp_path) as log:
+        log.progress(1, 4)
+        sys.stderr.write("begun ")
+        log.out("a result ends the bar")
+        sys.stderr.write("and ended\n")
+        sys.stderr.write("once ")
+        log.progress(2, 4)
+        sys.stderr.write("more\n")
+    for words in ("begun and ended", "once ", "more"):
+        assert terminal.getvalue().count(words) == 1
+    assert {"begun and ended", "once more"} <= set(lines(tmp_path))
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(45, "45 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
-def test_durations(seconds, words):
-    assert span(seconds) == words
+def test_the_log_file_is_closed_and_what_comes_later_is_shown_only(tmp_path, capsys):
+    with Log("s", tmp_path) as log:
+        log.say("in time")
+    assert log._file.closed
+    log.say("too late")
+    log.close()
+    assert "too late" in capsys.readouterr().err
+    assert lines(tmp_path)[-1] == "in time"
+
+
+def test_a_picture_that_cannot_be_written_costs_no_run(tmp_path, capsys):
+    (tmp_path / "images").write_text("in the way")
+    with Log("s", tmp_path, progress=False) as log:
+        log.image("sample", 1, np.zeros((2, 2, 3), np.uint8))
+    assert "warning: " in capsys.readouterr().err
+    assert any("sample-000001.png cannot be written" in line for line in lines(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["run", "run/logs"])
+def test_a_file_in_place_of_the_logs_is_one_sentence(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("in the way")
+    with pytest.raises(ArtifactError, match=r"logs.s\.log cannot be written"):
+        Log("s", tmp_path / "run")
+
+
+class Gone(Terminal):
+    def write(self, text):
+        raise BrokenPipeError
+
+    flush = write
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_a_terminal_that_went_away_ends_no_run(tmp_path, monkeypatch, bar):
+    terminal_of(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Log("s", tmp_path, progress=bar) as log:
+        log.say("own words")
+        log.progress(1, 4)
+        sys.stderr.write("foreign\n")
+        print("flushed", file=sys.stderr, flush=True)
+        log.progress(4, 4)
+    assert {"own words", "foreign", "flushed"} <= set(lines(tmp_path))
+
+
+@pytest.mark.parametrize("closed", ["pipe", "from the start"])
+def test_a_process_without_stderr_comes_to_its_end(tmp_path, closed):
+    code = "import sys; from wmrl.log import Log\nwith Log('s', sys.argv[1]) as log:\n"
+    code += " log.say('one'); log.out('x'); log.say('two')"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    read, write = os.pipe()
+    os.close(read)
+    more = {"stdout": write, "stderr": write} if closed == "pipe" else {"preexec_fn": lambda: os.close(2)}
+    done = subprocess.run(command, timeout=60, check=False, **more)
+    os.close(write)
+    assert done.returncode == 0
+    assert lines(tmp_path)[-2:] == ["one", "two"]

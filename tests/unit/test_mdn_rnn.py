@@ -136,6 +136,20 @@ def test_termination_weight_counts_positives_only():
     torch.testing.assert_close(10 * head.losses(h, batch)[1], head.losses(h, batch, positive_weight=10.0)[1])
 
 
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_termination_weight_in_closed_form(weight):
+    """The same logit everywhere, one step of four terminates: the weight counts for that one."""
+    model, p = MDNRNN(Space((4,)), A, hidden=8, mixtures=2, termination_weight=weight), 0.2
+    torch.nn.init.zeros_(model.outcome.out.weight)
+    torch.nn.init.constant_(model.outcome.out.bias, math.log(p / (1 - p)))
+    batch = batch_of(2, 2)
+    batch.terminated = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    total, metrics = model.loss(torch.randn(2, 3, 4), batch)
+    expected = -(weight * math.log(p) + 3 * math.log(1 - p)) / 4
+    assert float(metrics["termination"]) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(total.detach(), (4 * metrics["nll"] + metrics["reward"] + expected) / 6)
+
+
 def test_masked_mean_of_nothing_is_zero():
     assert float(masked_mean(torch.ones(2, 2), torch.zeros(2, 2))) == 0.0
 

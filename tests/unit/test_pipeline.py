@@ -40,6 +40,8 @@ def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
         ("sede=3", "sede: unknown key; did you mean 'seed'?"),
         ("env.size=big", "env.size: expected int, got 'big'"),
         ("env.size=0", "env.size: must be greater than 0, got 0"),
+        ("env.size=100000", "env.size: must be at most 4,096, got 100,000"),
+        ("name=../evil", "name: '../evil' is to name a folder in runs/; it is no path"),
         ("fit.vae.steps=-1", "fit.vae.steps: must be greater than 0, got -1"),
         ("generate.rollouts=0", "generate.rollouts: must be greater than 0, got 0"),
         ("validation=1.0", "validation: must lie between 0 and 1, got 1.0"),

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -6,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from wmrl import panels
+from wmrl import artifact, panels
 from wmrl.errors import ArtifactError, ConfigError
 from wmrl.evaluation import protocol
 from wmrl.log import Log
@@ -66,7 +68,7 @@ def test_a_strip_for_papers(tested):
 
 def test_frames_as_the_old_scripts_wrote(tested):
     show(tested, frames=tested.logdir / "frames", steps=2)
-    names = sorted(p.name for p in (tested.logdir / "frames").iterdir())
+    names = sorted(p.name for p in (tested.logdir / "frames").glob("*.png"))
     assert names == ["0000.png", "0001.png", "0002.png"]
     assert not (tested.logdir / "videos").exists()
 
@@ -82,7 +84,7 @@ def test_a_fresh_episode_in_the_environments_own_resolution(tested, toy):
     toy.played.clear()
     show(tested, native=True, seed=9, frames=tested.logdir / "frames", height=20)
     assert toy.played == [9]
-    frames = sorted((tested.logdir / "frames").iterdir())
+    frames = sorted((tested.logdir / "frames").glob("*.png"))
     assert len(frames) == 3 + 9 % 5 + 1
     for i in (0, len(frames) - 1):
         frame = cv2.imread(str(frames[i]))[..., ::-1]
@@ -125,10 +127,19 @@ def test_without_anything_the_missing_dataset_is_named(parts, tmp_path):
         {"data": True, "fresh": True},
         {"height": 2},
         {"steps": 0},
+        {"fps": math.inf},
+        {"fps": math.nan},
+        {"fps": 1e-9},
+        {"fps": 2000},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"temperature": -1},
+        {"seed": -1},
+        {"curves": True, "frames": "frames"},
     ],
 )
 def test_flags_that_do_not_go_together(tested, options):
-    options = {k: Path(v) if k == "out" else v for k, v in options.items()}
+    options = {k: Path(v) if k in ("out", "frames") else v for k, v in options.items()}
     with pytest.raises(ConfigError):
         show(tested, **options)
 
@@ -144,3 +155,40 @@ def test_curves_through_the_stage(tested, capsys):
     show(tested, curves=True)
     assert capsys.readouterr().out.strip() == str(tested.logdir / "videos" / "curves.png")
     assert cv2.imread(str(tested.logdir / "videos" / "curves.png")).std() > 10
+
+
+def test_curves_of_a_logdir_that_is_not_there(tested):
+    with pytest.raises(ArtifactError, match="nowhere"):
+        show(tested, curves=True, compare=(tested.logdir / "nowhere",))
+
+
+def test_places_that_cannot_be_written_are_told_before_anything_is_drawn(tested, monkeypatch):
+    monkeypatch.setattr("wmrl.stages.render.choose", pytest.fail)
+    folder, mine = tested.logdir / "film.mp4", tested.logdir / "frames"
+    for made in (folder, mine):
+        made.mkdir()
+    (mine / "2024-holiday.png").write_bytes(b"mine")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        show(tested, out=folder)
+    with pytest.raises(ConfigError, match="2024-holiday"):
+        show(tested, frames=mine)
+
+
+def test_of_what_ffmpeg_tells_the_first_line_is_told(tested, monkeypatch):
+    def fail(*args):
+        raise OSError("Broken pipe\n\nFFMPEG COMMAND:\nffmpeg -y")
+
+    monkeypatch.setattr("wmrl.stages.render._write", fail)
+    with pytest.raises(ArtifactError) as caught:
+        show(tested)
+    assert str(caught.value) == "the file cannot be written: Broken pipe"
+
+
+@pytest.mark.parametrize("word", ["representation", "dynamics", "controller"])
+def test_a_film_of_another_agent_is_told(tested, capsys, word):
+    show(tested, strip=True)
+    assert "was made with" not in capsys.readouterr().err
+    made = artifact.read(tested.path("test"), "test")
+    tested.save("test", dataclasses.replace(made, parents={**made.parents, word: "other"}))
+    show(tested, strip=True)
+    assert f"was made with another {word} than is there now" in capsys.readouterr().err

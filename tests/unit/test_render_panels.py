@@ -12,7 +12,7 @@ from wmrl.rollout import Policy, play
 
 
 class Walk:
-    """A world whose state is a number that each step with closed eyes raises by one."""
+    """A world whose state is a number that each step with closed eyes raises by the temperature."""
 
     controller = None
 
@@ -24,7 +24,7 @@ class Walk:
 
     def imagine(self, state, action, rng=None, temperature=1.0):
         cont = (state < 4).float()
-        return state + 1, state * 0 + 2, cont
+        return state + temperature, state * 0 + 2, cont
 
     def frame(self, state):
         return (state / 255)[:, None, None, None].expand(-1, 3, 2, 2)
@@ -51,20 +51,29 @@ def test_the_dream_column_begins_again_from_what_happened(every, expected):
     assert column.notes[1] == "+1 steps, reward 2.0"
 
 
+class Still:
+    looks_at = "features"
+
+    def initial(self, batch):
+        return ()
+
+    def act(self, view, memory, **_):
+        return view * 0, memory
+
+
 def test_a_pure_dream_ends_where_the_world_thinks_it_does():
-    class Still:
-        looks_at = "features"
-
-        def initial(self, batch):
-            return ()
-
-        def act(self, view, memory, **_):
-            return view * 0, memory
-
     dreamt = panels.pure_dream(Walk(), Policy(Still()), np.zeros((3, 2, 2), np.uint8), Dreaming(seed=0), steps=50)
     assert len(dreamt.frames) == 6
     assert dreamt.reward.tolist() == [2.0] * 5
     assert dreamt.cont.tolist() == [1, 1, 1, 1, 0]
+
+
+def test_both_dreams_have_the_temperature_that_was_asked_for():
+    how = Dreaming(seed=0, temperature=3.0)
+    column = panels.dream(Walk(), episode_of(10, 20, 30), how, every=0)
+    pure = panels.pure_dream(Walk(), Policy(Still()), np.zeros((3, 2, 2), np.uint8), how, steps=50)
+    shown = [[int(frame[0, 0, 0]) for frame in frames] for frames in (column.frames, pure.frames)]
+    assert shown == [[10, 13, 16], [0, 3, 6, 9]]
 
 
 def test_the_recorder_keeps_the_last_frame_and_the_first_rows_only(toy):

@@ -2,9 +2,11 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 
+from wmrl import images
 from wmrl.errors import ArtifactError, ConfigError
-from wmrl.video import Stills, Strip, Video, beside, even, picture, scaled, titled
+from wmrl.video import MARK, Stills, Strip, Video, beside, even, picture, scaled, titled
 
 
 def decoded(path):
@@ -73,14 +75,71 @@ def test_a_film_of_no_frames_is_an_error(tmp_path):
         pass
 
 
-def test_numbered_frames_have_the_right_colours_and_old_ones_go(tmp_path):
-    (tmp_path / "0007.png").write_bytes(b"old")
-    (tmp_path / "notes.png").write_bytes(b"mine")
-    with Stills(tmp_path) as film:
-        film.add(bars(0))
-        film.add(bars(1))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.png", "0001.png", "notes.png"]
+def test_a_film_that_cannot_take_its_place_leaves_nothing(tmp_path):
+    path = tmp_path / "film.mp4"
+    path.mkdir()
+
+    def film():
+        with Video(path, 50) as film:
+            film.add(bars(0))
+
+    with pytest.raises(ArtifactError, match=r"film\.mp4 cannot be written"):
+        film()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def stills(folder, count):
+    with Stills(folder) as film:
+        for i in range(count):
+            film.add(bars(i))
+
+
+def test_numbered_frames_have_the_right_colours_and_those_of_an_earlier_film_go(tmp_path):
+    stills(tmp_path, 3)
+    stills(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MARK, "0000.png", "0001.png"]
+    assert (tmp_path / MARK).read_text() == "2 frames\n"
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "0001.png"))[..., ::-1], bars(1))
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("name", ["2024-holiday.png", "20240101_beach.png", "0007.png", "notes.txt", "0001.png.bak"])
+def test_what_was_not_written_here_is_never_removed(tmp_path, name, before):
+    if before:
+        stills(tmp_path, before)
+    (tmp_path / name).write_bytes(b"mine")
+    there = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=f"holds {name}"):
+        stills(tmp_path, 1)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_a_folder_of_frames_without_the_mark_is_somebody_elses(tmp_path):
+    stills(tmp_path, 2)
+    (tmp_path / MARK).unlink()
+    with pytest.raises(ConfigError, match=r"holds 0000\.png"):
+        stills(tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_frames_that_were_not_finished_say_so_and_are_replaced(tmp_path):
+    stills(tmp_path, 3)
+    film = Stills(tmp_path)
+    film.__enter__()
+    film.add(bars(0))
+    film.__exit__(RuntimeError, RuntimeError(), None)
+    assert (tmp_path / MARK).read_text() == "unfinished\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MARK, "0000.png"]
+    (tmp_path / "0001.png.tmp-1").write_bytes(b"half a frame")
+    (tmp_path / f"{MARK}.tmp-1").write_bytes(b"half a mark")
+    stills(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MARK, "0000.png"]
+
+
+def test_a_file_is_no_folder_of_frames(tmp_path):
+    (tmp_path / "frames").touch()
+    with pytest.raises(ArtifactError, match="no folder"):
+        Stills(tmp_path / "frames")
 
 
 def test_a_strip_shows_moments_from_the_first_to_the_last(tmp_path):
@@ -116,9 +175,23 @@ def test_planes_of_a_board_have_colours_of_their_own():
     assert len(colours) == 4
 
 
-def test_vectors_are_no_pictures():
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_a_tensor_is_shown_as_the_array_is(dtype, channels):
+    frame = torch.randint(0, 2, (channels, 4, 6)).to(dtype)
+    array = frame.numpy() if dtype in (torch.uint8, torch.bool) else frame.float().numpy()
+    np.testing.assert_array_equal(picture(frame), picture(array))
+
+
+def test_frames_in_a_sheet_follow_the_same_rule_as_those_of_a_film():
+    board = np.eye(4, dtype=bool).reshape(4, 2, 2)
+    np.testing.assert_array_equal(images.grid([[board]]), picture(board))
+
+
+@pytest.mark.parametrize("obs", [np.zeros(17, np.float32), torch.zeros(17)])
+def test_vectors_are_no_pictures(obs):
     with pytest.raises(ConfigError, match="no pictures"):
-        picture(np.zeros(17, np.float32))
+        picture(obs)
 
 
 def test_enlarged_pixels_stay_sharp_and_reduced_ones_are_means():

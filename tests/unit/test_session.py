@@ -87,7 +87,7 @@ def test_data_can_be_named():
 
 
 def test_another_seed_or_environment_is_an_error_not_a_continuation():
-    make("here", "seed=7")
+    make("here", "seed=7").begin_anew("vae")
     for flags, word in (({"seed": 8}, "seed"), ({"env.id": "Pendulum-v1"}, "env.id")):
         with pytest.raises(ConfigError, match=word):
             resolve(Asked(logdir=Path("here"), flags=flags))
@@ -200,3 +200,33 @@ def test_a_wrong_value_among_stored_overrides_names_the_file():
         resolve(Asked("runs/x"))
     with pytest.raises(ConfigError, match="seed"):
         resolve(Asked("runs/x", sets=("seed=two",)))
+
+
+def test_a_kind_comes_before_its_arguments_in_whatever_order():
+    sets = ("dynamics.hidden=64",)
+    pipe, _ = resolve(Asked(sets=sets, flags={"dynamics.kind": "toy"}))
+    assert dict(pipe.dynamics) == {"kind": "toy", "hidden": 64}
+
+
+def test_another_kind_drops_the_arguments_that_were_kept_for_the_old_one():
+    make("runs/x", "dynamics.hidden=64")
+    assert dict(resolve(Asked("runs/x", flags={"dynamics.kind": "toy"}))[0].dynamics) == {"kind": "toy"}
+    assert resolve(Asked("runs/x", flags={"dynamics.kind": "mdn-rnn"}))[0].dynamics["hidden"] == 64
+
+
+def test_a_named_dataset_holds_for_later_calls_and_the_own_one_is_not_pinned():
+    first = session.resolve(Asked("carracing-mdnrnn", Path("runs/x"), data=Path("datasets/mine")))
+    Store(first.logdir, first.pipe).remember(first.sets)
+    assert resolve(Asked("carracing-mdnrnn", Path("runs/x")))[0].data == "datasets/mine"
+    own = session.resolve(Asked("carracing-mdnrnn", Path("runs/y"), data=Path("datasets/carracing")))
+    assert own.sets == ()
+
+
+def test_spaces_around_the_key_of_an_override_mean_nothing():
+    sets = ("data = datasets/mine", "env.id=Pendulum-v1")
+    assert resolve(Asked(sets=sets))[0].data == "datasets/mine"
+
+
+def test_a_wrong_first_call_does_not_bind_a_logdir_in_which_nothing_is():
+    make("runs/x", "env.id=CarRacing-v9")
+    assert resolve(Asked(logdir=Path("runs/x"), flags={"env.id": "Pendulum-v1"}))[0].env.id == "Pendulum-v1"

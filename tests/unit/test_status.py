@@ -1,6 +1,9 @@
 """`wmrl status`: what exists, what is stale and why, and what to run next."""
 
+import dataclasses
 import json
+import os
+import shlex
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from wmrl import files, pipeline, status
 from wmrl.artifact import Artifact
 from wmrl.data import shards
 from wmrl.errors import ArtifactError
-from wmrl.store import Store, lock
+from wmrl.locking import lock
+from wmrl.store import Store
 
 META = {
     "env": {"id": "CarRacing-v3", "size": 4, "crop": False},
@@ -143,6 +147,29 @@ def test_damage_is_told_with_its_remedy(whole):
     assert status.report(whole.logdir).next == f"rm {path} && wmrl train-dynamics --logdir {whole.logdir}"
 
 
+def test_commands_are_quoted_for_the_shell(tmp_path):
+    pipe = pipeline.load(None, [f'data="{tmp_path}/my data"'])
+    store = Store(tmp_path / "my run", pipe)
+    store.remember()
+    store.path("vae").write_bytes(b"damaged")
+    commands = {e.name: e.command for e in status.report(store.logdir).entries}
+    logdir = ["--logdir", str(store.logdir)]
+    assert shlex.split(commands["data"]) == ["wmrl", "generate", *logdir, "--data", str(store.data)]
+    assert shlex.split(commands["vae"]) == ["rm", str(store.path("vae")), "&&", "wmrl", "train-vae", *logdir]
+    assert shlex.split(commands["dynamics"]) == ["wmrl", "train-dynamics", *logdir]
+    assert shlex.split(commands["videos"]) == ["wmrl", "render", *logdir]
+
+
+def test_the_newest_film_is_compared_with_the_test(whole):
+    films, tested = whole.logdir / "videos", whole.path("test").stat().st_mtime
+    (films / "zebra.mp4").write_bytes(b"an old film")
+    os.utime(films / "zebra.mp4", (tested - 100, tested - 100))
+    os.utime(films / "episode.mp4", (tested + 100, tested + 100))
+    assert entry(whole, "videos").state == "complete"
+    os.utime(films / "episode.mp4", (tested - 50, tested - 50))
+    assert entry(whole, "videos").state == "stale" and entry(whole, "videos").why == "test is newer"
+
+
 def test_a_missing_shard_is_damage(whole):
     next(whole.data.glob("shard-*")).unlink()
     assert entry(whole, "data").state == "damaged" and "missing" in entry(whole, "data").why
@@ -185,3 +212,103 @@ def test_what_is_no_logdir_is_one_sentence(tmp_path):
 def test_a_foreign_file_in_place_of_an_artifact_is_damage(whole):
     files.write(whole.path("vae"), lambda file: None, role="dynamics")
     assert entry(whole, "vae").state == "damaged" and "holds dynamics" in entry(whole, "vae").why
+
+
+def begun_again(whole):
+    """Artifacts as the stages leave them, each with its training state beside it."""
+    data = entry(whole, "data").hash
+    fit = {"steps": 800, "seconds": 2.5, "complete": True, "ended": "all steps made"}
+    vae = save(whole, "vae", 1, {"data": data}, fit=fit)
+    parents = {"data": data, "representation": vae, "dynamics": entry(whole, "dynamics").hash}
+    trainer, history = {"kind": "evolve", "generations": 5}, {"generation": np.arange(5)}
+    whole.pipe = dataclasses.replace(whole.pipe, trainer=trainer)
+    whole.remember()
+    save(whole, "controller", 1, parents, trainer=trainer, history=history)
+    search = {"parents": parents, "trainer": trainer, "step": 99, "complete": True}
+    progress = {"step": 800, "seconds": 2.5, "ended": ""}
+    return {"progress": progress, "parents": {"data": data}}, search | {"tree": {"history": np.zeros((5, 4))}}
+
+
+def asks_for(store, *sets):
+    """What a later call with other settings leaves in the logdir."""
+    store.pipe = pipeline.load(store.logdir, list(sets))
+    store.remember()
+
+
+def test_a_finished_training_state_beside_its_artifact_is_complete(whole):
+    asks_for(whole, "fit.vae.steps=800")
+    training, search = begun_again(whole)
+    whole.save_part("vae", training)
+    whole.save_part("controller", search)
+    assert states(whole)["vae"] == states(whole)["controller"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "generations"),
+    [
+        ({"complete": False, "trainer": {"kind": "evolve", "generations": 60}}, 60),
+        ({}, 60),  # killed before anything was saved
+        ({"complete": False, "tree": {"history": np.zeros((7, 4))}}, 5),
+    ],
+)
+def test_a_longer_search_that_was_killed_is_in_progress(whole, change, generations):
+    search = begun_again(whole)[1] | change
+    asks_for(whole, f"trainer.generations={generations}")
+    whole.save_part("controller", search)
+    found = entry(whole, "controller")
+    assert found.state == "in progress" and found.hash and "begun again" in found.why
+    assert found.command == f"wmrl train-controller --logdir {whole.logdir}"
+
+
+def test_a_search_that_its_minutes_ended_is_complete(whole):
+    search = begun_again(whole)[1]
+    whole.save_part("controller", search | {"complete": False})
+    assert states(whole)["controller"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [({"step": 900}, 2000), ({"step": 100, "seconds": 0.5}, 800), ({}, 2000), ({"seconds": 3.5}, 800)],
+)
+def test_a_longer_training_that_was_killed_is_in_progress(whole, change, steps):
+    asks_for(whole, f"fit.vae.steps={steps}")
+    training = begun_again(whole)[0]
+    whole.save_part("vae", training | {"progress": training["progress"] | change})
+    found = entry(whole, "vae")
+    assert found.state == "in progress" and found.detail.startswith("step ")
+    assert found.command == f"wmrl train-vae --logdir {whole.logdir}"
+
+
+def test_what_ended_early_wants_no_more_steps(whole):
+    asks_for(whole, "fit.vae.steps=2000")
+    training = begun_again(whole)[0]
+    whole.save_part("vae", training | {"progress": training["progress"] | {"ended": "no better"}})
+    assert states(whole)["vae"] == "complete"
+
+
+def test_a_stage_begun_anew_is_in_progress(whole):
+    whole.begin_anew("dynamics")
+    found = entry(whole, "dynamics")
+    assert found.state == "in progress" and found.detail == "begun"
+    assert status.report(whole.logdir).next == f"wmrl train-dynamics --logdir {whole.logdir}"
+
+
+def test_a_training_begun_with_other_parts_cannot_be_continued(whole):
+    whole.save_part("vae", {"progress": {"step": 5, "seconds": 1.0, "ended": ""}, "parents": {"data": "other"}})
+    found = entry(whole, "vae")
+    assert found.state == "stale" and found.command.endswith("--noreload")
+
+
+def test_a_damaged_training_state_beside_its_artifact_is_told(whole):
+    whole.part("vae").write_bytes(b"damaged")
+    found = entry(whole, "vae")
+    assert found.state == "damaged" and str(whole.part("vae")) in found.why
+    assert found.command == f"rm {whole.part('vae')} && wmrl train-vae --logdir {whole.logdir}"
+
+
+@pytest.mark.parametrize("left", [700, -1])
+def test_a_shard_that_was_cut_is_damage(whole, left):
+    shard = next(whole.data.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:left])
+    found = entry(whole, "data")
+    assert found.state == "damaged" and shard.name in found.why and "truncated" in found.why

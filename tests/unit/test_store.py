@@ -12,8 +12,9 @@ import torch
 from wmrl import artifact, pipeline
 from wmrl.agreement import reconcile
 from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.locking import lock
 from wmrl.spec import Actions, Space
-from wmrl.store import Store, lock, rebuild
+from wmrl.store import Store, rebuild
 
 SMALL = {"kind": "mdn-rnn", "hidden": 8, "mixtures": 2}
 
@@ -139,7 +140,7 @@ def test_a_part_comes_back_and_can_be_dropped(store):
 
 
 def test_one_process_at_a_time(tmp_path):
-    code = f"from wmrl.store import lock; from pathlib import Path\nwith lock(Path({str(tmp_path)!r})): pass"
+    code = f"from wmrl.locking import lock; from pathlib import Path\nwith lock(Path({str(tmp_path)!r})): pass"
     with lock(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another wmrl process is working in" in second.stderr

@@ -1,5 +1,8 @@
 """The stage train-controller on a toy: what it keeps, how it continues, and what it refuses."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,10 +77,8 @@ def _save(store: Store, role: str, registry: dict, table: dict, given: tuple, wh
     return made
 
 
-@pytest.fixture
-def pipe(tmp_path, monkeypatch) -> Pipeline:
-    Toy.made, Toy.played, Toy.fail = 0, [], False
-    monkeypatch.setattr(envs, "make", lambda env, n, *, threads: Toy(n))
+def _add(folder: Path, first: int, seeds: Iterable[int]) -> None:
+    """A shard of the toy's episodes, and the list of all shards."""
     meta = {
         "env": {"id": "toy", "size": 32, "crop": False},
         "policy": {"policy": "white"},
@@ -87,10 +88,17 @@ def pipe(tmp_path, monkeypatch) -> Pipeline:
     zeros = np.zeros(6, np.float32)
     some = [
         Episode(np.full((6, 3, 32, 32), 40 * i, np.uint8), zeros[:, None], zeros, zeros > 0, np.arange(6) == 4, seed=i)
-        for i in range(3)
+        for i in seeds
     ]
-    write_shard(tmp_path / "data", 0, some, meta)
-    complete(tmp_path / "data")
+    write_shard(folder, first, some, meta)
+    complete(folder)
+
+
+@pytest.fixture
+def pipe(tmp_path, monkeypatch) -> Pipeline:
+    Toy.made, Toy.played, Toy.fail = 0, [], False
+    monkeypatch.setattr(envs, "make", lambda env, n, *, threads: Toy(n))
+    _add(tmp_path / "data", 0, range(3))
     table = {
         "name": "toy",
         "data": str(tmp_path / "data"),
@@ -134,6 +142,7 @@ def test_saves_the_best_mean_with_its_history_and_parents(pipe, tmp_path) -> Non
     assert history["mean"][-1] > history["mean"][0]
     assert validation["returns"].shape == (2, 4) and made.facts["last"].shape == (8,)
     assert made.facts["choices"] == {
+        "dreams": 80,
         "environments": 5,
         "lanes": 1,
         "torch_threads": torch.get_num_threads(),
@@ -248,3 +257,52 @@ def test_other_parents_are_refused(pipe, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Toy, "actions", Actions(2, False))
     with pytest.raises(ContractError, match="actions"):
         _run(pipe, tmp_path, noreload=True)
+
+
+def test_the_bank_holds_the_first_frames_of_the_episodes_in_order(monkeypatch) -> None:
+    episodes: Any = SimpleNamespace(start=7 * np.arange(151), gather=lambda rows: {"obs": rows.astype(np.float32)})
+    world: Any = SimpleNamespace(encode=lambda frames: 10 * frames)
+    bank = stage._bank(world, episodes, torch.device("cpu"))
+    assert bank.tolist() == [70 * episode for episode in range(150)]
+    monkeypatch.setattr(stage, "BANK", 3)
+    assert stage._bank(world, episodes, torch.device("cpu")).tolist() == [0, 70, 140]
+
+
+def test_appended_episodes_let_a_search_go_on_and_others_do_not(pipe, tmp_path) -> None:
+    store, made = _run(pipe, tmp_path, minutes=0.0)
+    _add(tmp_path / "data", 3, [3])
+    _, grown = _run(pipe, tmp_path, minutes=0.0)
+    assert grown.parents == {**made.parents, "data": store.episodes().hash} != made.parents
+    assert "episodes were added" in (store.logdir / "logs/train-controller.log").read_text()
+    _add(tmp_path / "other", 0, [5])
+    with pytest.raises(ContractError, match="data.*--noreload"):
+        _run(parse({**pipe.table(), "data": str(tmp_path / "other")}), tmp_path, minutes=0.0)
+
+
+def test_begun_anew_nothing_of_before_is_continued(pipe, tmp_path) -> None:
+    _link(tmp_path, "fresh")
+    table = pipe.table()
+    wider = parse({**table, "trainer": {**table["trainer"], "sigma": 0.9, "population": 8}})
+    _, expected = _run(wider, tmp_path, "fresh")
+    store, before = _run(pipe, tmp_path)
+    store.begin_anew("controller")  # and then killed: what goes on is the new search
+    assert _run(wider, tmp_path)[1].hash == expected.hash != before.hash
+
+
+def _save_and_die(real):
+    def save(self, tree):
+        real(self, tree)
+        raise KeyboardInterrupt
+
+    return save
+
+
+def test_dreams_are_as_many_at_once_as_when_the_search_began(pipe, tmp_path) -> None:
+    table = pipe.table()
+    asleep = parse({**table, "trainer": {**table["trainer"], "where": "dream", "samples": 20, "dream_steps": 9}})
+    _link(tmp_path, "other")
+    _, whole = _run(asleep, tmp_path, "other", max_workers=2)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage.Progress, "save", _save_and_die(stage.Progress.save))
+        _run(asleep, tmp_path, max_workers=2)
+    assert _run(asleep, tmp_path, max_workers=5)[1].hash == whole.hash

@@ -1,6 +1,7 @@
 """The stage train-dynamics on toy episodes: what it learns, reports, keeps and refuses."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -13,7 +14,7 @@ from wmrl.config import build, resolved
 from wmrl.data import codes
 from wmrl.data.episodes import Episodes
 from wmrl.data.shards import Episode, complete, write_shard
-from wmrl.errors import ConfigError, ContractError, Stopped
+from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline, parse
 from wmrl.representations import REPRESENTATIONS
@@ -171,9 +172,12 @@ def test_untrained_replaces_a_trained_one_only_when_told(pipe, store):
     assert train(pipe, store, dataclasses.replace(RUN, untrained=True, noreload=True)).hash != trained
 
 
-def test_training_replaces_an_untrained_one(pipe, store):
+def test_training_replaces_an_untrained_one_only_when_told(pipe, store):
     first = train(pipe, store, dataclasses.replace(RUN, untrained=True)).hash
-    assert train(pipe, store).hash != first and store.load("dynamics").facts["untrained"] is False
+    with pytest.raises(ConfigError, match="is untrained"):
+        train(pipe, store)
+    assert train(pipe, store, dataclasses.replace(RUN, noreload=True)).hash != first
+    assert store.load("dynamics").facts["untrained"] is False
 
 
 def test_the_memory_of_a_z_only_model_is_hidden_from_controllers(pipe, store):
@@ -230,3 +234,69 @@ def test_last_latent_is_the_likelihood_of_a_gaussian_walk(pipe, store):
     world = stage.WorldModel(Walk(), torch.nn.Identity())
     expected = 0.5 * (math.log(2 * math.pi * math.e) + np.mean([2 * math.log(s) for s in (0.1, 1.0, 5.0)]))
     assert stage.last_latent(world, data) == pytest.approx(expected, abs=0.03)
+
+
+class Rows:
+    """Ten episodes of five steps; the code of a row is its number."""
+
+    lengths, start = np.full(10, 5), 6 * np.arange(11)
+
+    def gather(self, rows):
+        none = np.zeros(rows.shape, np.float32)
+        return {
+            "code": rows.astype(np.float32)[..., None],
+            "action": none[..., None],
+            "reward": none,
+            "terminated": none,
+        }
+
+
+def test_validation_windows_are_of_episodes_that_are_never_trained_on(pipe):
+    train, valid = np.array([0, 2, 3, 5, 6, 8, 9]), np.array([1, 4, 7])
+    data = stage.Windows(Rows(), pipe, train, valid, "cpu")
+    held, sample = list(data.validation()), list(data.sample())
+    assert len(held) == len(sample) == pipe.fit.dynamics.validation_batches
+
+    def episodes(batches):
+        return {int(row) // 6 for batch in batches for row in batch.code.flatten()}
+
+    assert episodes(batch for batch, _ in held) == set(valid)
+    assert episodes(batch for batch, _ in sample) == episodes(itertools.islice(data.training(), 4)) == set(train)
+    assert all(a.code.equal(b.code) for (a, _), (b, _) in zip(held, data.validation(), strict=True))
+
+
+def test_the_stage_validates_on_the_episodes_that_are_held_out(pipe, store, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage, "_fit", lambda world, data, *rest: seen.append(data) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(pipe, store)
+    train_, valid = Episodes(pipe.data).split(pipe.validation, pipe.seed)
+    assert seen[0].train.tolist() == train_.tolist() and seen[0].valid.tolist() == valid.tolist()
+
+
+def test_a_copied_logdir_without_training_state_is_complete_but_cannot_grow(pipe, store, monkeypatch):
+    made = train(pipe, store).hash
+    store.drop_part("dynamics")
+    monkeypatch.setattr(codes, "source", None)
+    assert train(pipe, store).hash == made and not store.part("dynamics").exists()
+    fits = dataclasses.replace(pipe.fit, dynamics=dataclasses.replace(pipe.fit.dynamics, steps=80))
+    with pytest.raises(ArtifactError, match="--noreload"):
+        train(dataclasses.replace(pipe, fit=fits), store)
+
+
+def test_begun_anew_nothing_of_before_is_continued(pipe, store):
+    first = train(pipe, store).hash
+    vae(store, seed=1)
+    store.begin_anew("dynamics")  # and then killed: what goes on is the new training
+    again = train(pipe, store)
+    assert again.parents["representation"] == store.load("vae").hash and again.hash != first
+    assert again.facts["fit"]["steps"] == 60
+
+
+def test_a_representation_of_other_frames_is_refused(pipe, store):
+    table, frames = {"kind": "vae", "latent": 2}, Space((3, 64, 64))
+    module = build(REPRESENTATIONS, table, "representation", frames)
+    made = artifact.of(module, "vae", resolved(REPRESENTATIONS, table, "representation"), (frames,))
+    store.save("vae", made)
+    with pytest.raises(ContractError, match="but these frames are"):
+        train(pipe, store)

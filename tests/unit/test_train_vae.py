@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +17,13 @@ from wmrl import interrupts
 from wmrl.data.episodes import Episodes
 from wmrl.data.shards import Episode, complete, write_shard
 from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped
+from wmrl.fit import FitResult
 from wmrl.images import GAP, grid, picture
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline, parse
 from wmrl.run import Run
+from wmrl.spec import Batch
+from wmrl.stages import train_vae as stage
 from wmrl.stages.train_vae import frames, train_vae
 from wmrl.store import Store
 
@@ -273,3 +278,26 @@ def test_a_grid_places_frames_in_rows() -> None:
     assert sheet[0, 0].tolist() == [255, 0, 0]
     assert sheet[0, -1].tolist() == [0, 0, 0]
     assert sheet[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_validation_frames_are_of_episodes_that_are_never_trained_on(
+    store: Store, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, set[int]] = {"train": set(), "valid": set()}
+
+    def look(what: str, batches: Iterable[Batch]) -> None:
+        drawn[what] |= {int(number) for batch in batches for number in batch.obs[:, 0, 0, 0, 0]}  # type: ignore[index]
+
+    def evaluate(module: object, fixed: list[Batch], *rest: object) -> dict[str, float]:
+        look("valid", fixed)
+        return {"loss": 1.0}
+
+    def fit(module: object, loss: object, batches: Any, validate: Any, **how: object) -> FitResult:
+        look("train", itertools.islice(batches(0), 40))
+        return FitResult(validate()["loss"], 0, 0, "", True, "fp32", 0.0)
+
+    monkeypatch.setattr(stage, "evaluate", evaluate)
+    monkeypatch.setattr(stage, "fit", fit)
+    go(store)
+    train, valid = (set(part.tolist()) for part in Episodes(pipe.data).split(pipe.validation, pipe.seed))
+    assert drawn == {"train": train, "valid": valid} and not train & valid

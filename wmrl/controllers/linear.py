@@ -20,6 +20,8 @@ class Linear(nn.Module):
             and the brake, in the environment's units, is tanh cut at zero, so that half of all controllers do not
             brake; "none" leaves them raw, and the environment clips them. Source: "hm" Ha & Schmidhuber 2018,
             "none" ctallec.
+        latents: Which latent of a frame it acts on when awake: "mean", the most likely one, or "sample", a draw.
+            Source: ctallec, "mean".
         bias: Whether outputs have a bias. Source: Ha & Schmidhuber 2018, yes for CarRacing, no for Doom.
 
     Raises:
@@ -34,6 +36,7 @@ class Linear(nn.Module):
         actions: Actions,
         *,
         squash: Literal["tanh", "hm", "none"] = "tanh",
+        latents: Literal["mean", "sample"] = "mean",
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class Linear(nn.Module):
             raise ValueError(f"a linear controller reads a vector of features, not shape {tuple(shape)}")
         if squash == "hm" and (actions.discrete or actions.size != 3):
             raise ValueError("squash 'hm' is for CarRacing's three continuous actions; take 'tanh'")
-        self.actions, self.squash = actions, squash
+        self.actions, self.squash, self.latents = actions, squash, latents
         self.out = nn.utils.skip_init(nn.Linear, shape[0], actions.size, bias=bias)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the Zstd filter with HDF5
@@ -89,17 +90,29 @@ def _schema(file: h5py.File, path: Path, name: Name, tally: Tally) -> Iterator[F
             yield finding("schema", f"does not say what its {key} is")
         elif key in ("observation", "actions") and meta[key] != tally.meta.get(key):
             yield finding("schema", f"holds other {key} than the first shard")
-    rows = len(file["obs"])
-    for column, dtype in COLUMNS.items():
-        if len(file[column]) != rows:
-            yield finding("schema", f"has {len(file[column])} rows of {column}, and {rows} of obs")
-        if file[column].dtype != np.dtype(dtype):
-            yield finding("schema", f"has {column} as {file[column].dtype}, not {np.dtype(dtype)}")
-    start = file["start"][()]
-    if start[0] != 0 or start[-1] != rows or (np.diff(start) < 2).any():
+    start, rows = file["start"][()], (file["obs"].shape or (0,))[0]
+    for column, (shape, dtype) in _columns(meta).items():
+        there = file[column]
+        if there.shape != (rows, *shape):
+            yield finding("schema", f"has {column} of {there.shape}, not {(rows, *shape)}")
+        if there.dtype != dtype:
+            yield finding("schema", f"has {column} as {there.dtype}, not {dtype}")
+    if start.ndim != 1 or not len(start) or start[0] != 0 or start[-1] != rows or (np.diff(start) < 2).any():
         yield finding("schema", f"has a table of starts that does not divide its {rows} rows into episodes")
-    if not len(start) - 1 == len(file["seed"]) == len(file["return"]) == name.count:
+    if not np.size(start) - 1 == len(file["seed"]) == len(file["return"]) == name.count:
         yield finding("schema", f"does not hold {name.count} episodes, as its name says")
+
+
+def _columns(meta: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of a row, and type, of each column; of obs and action only if the shard says what they are."""
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        name: ((), np.dtype(dtype)) for name, dtype in COLUMNS.items() if name != "action"
+    }
+    if "actions" in meta:
+        kinds["action"] = (int(meta["actions"]["size"]),), np.dtype(COLUMNS["action"])
+    if "observation" in meta:
+        kinds["obs"] = tuple(meta["observation"]["shape"]), np.dtype(meta["observation"]["dtype"])
+    return kinds
 
 
 def _table(number: int, episode: Episode, score: float, index: Index | None) -> Iterator[Finding]:

@@ -1,22 +1,27 @@
 """Minari datasets, both ways and without loss.
 
 Frames are (H, W, C) there and (C, H, W) here, actions in the environment's units there and in [-1, 1] here. An export
-also keeps our actions (as `infos`) and what shards say of their making: importing it gives the same bytes again.
+also keeps our actions (as `infos`) and each shard's length and what it says of its making: importing it gives the same
+bytes again.
 """
 
 import contextlib
+import hashlib
+import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wmrl import interrupts
+from wmrl.data import minari_folder, shards
 from wmrl.data.episodes import Episodes
-from wmrl.data.ingest import Foreign, actions_meta
-from wmrl.data.shards import Episode
+from wmrl.data.ingest import Foreign, actions_meta, source_of
+from wmrl.data.shards import Episode, Name
 from wmrl.errors import ArtifactError, ConfigError, missing_extra
 
 OURS = "wmrl"
@@ -49,19 +54,58 @@ def read(source: str, env_id: str | None, action_map: ActionMap) -> Foreign:
     storage = storage_class.read(folder)
     about: dict[str, Any] = storage.metadata
     count = int(about["total_episodes"])
-    ours = json.loads(about[OURS]) if OURS in about else None
     name = env_id or (json.loads(about["env_spec"])["id"] if about.get("env_spec") else about.get("dataset_id", source))
     if getattr(storage.observation_space, "shape", None) is None:
         raise ConfigError(f"{name} has observations of {storage.observation_space}; supported are arrays")
-    meta = ours["meta"] if ours else _meta(storage, name, about, action_map)
+    ours = _shards(about, count, source)
+    last = _channels_last(storage.observation_space.shape, ours=OURS in about)
     to_ours = action_map(storage.action_space, name).from_native
-    return Foreign(_episodes(storage, count, to_ours), count, meta, ours["per_shard"] if ours else None)
+    if ours is None:
+        meta = _meta(storage, name, about, action_map, last) | {"source": source_of("minari", _files(folder))}
+    else:
+        meta = next(iter(ours.values()))
+    return Foreign(source, count, lambda number: _episode(storage, number, to_ours, last), meta, ours)
 
 
-def _meta(storage: Any, name: str, about: dict[str, Any], action_map: ActionMap) -> dict[str, Any]:
+def _shards(about: dict[str, Any], count: int, source: str) -> dict[Name, dict[str, Any]] | None:
+    """The shards of ours that were exported, and what each said of its making.
+
+    None for a dataset of others, or if others have added episodes or taken some away since.
+    """
+    try:
+        runs = json.loads(about.get(OURS, "{}")).get("shards", [])
+        each = [(int(size), dict(run["meta"])) for run in runs for size in run["counts"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{source} has no readable description of the shards it was exported from") from error
+    firsts = [0, *itertools.accumulate(size for size, _ in each)]
+    if not each or firsts[-1] != count or any(size < 1 for size, _ in each):
+        return None
+    return {Name(first, size): meta for first, (size, meta) in zip(firsts, each, strict=False)}
+
+
+def _files(folder: Path) -> list[tuple[str | int, ...]]:
+    """The name, size and digest of each file of a Minari dataset."""
+
+    def one(path: Path) -> tuple[str | int, ...]:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return path.relative_to(folder).as_posix(), path.stat().st_size, digest
+
+    return sorted(one(path) for path in folder.rglob("*") if path.is_file())
+
+
+def _channels_last(shape: tuple[int, ...], *, ours: bool) -> bool:
+    """Whether observations are (H, W, C), and not (C, H, W) or no pictures at all: exports of `ours` always are.
+
+    Those of others are if at most 4 planes are last, or more than 4 would be first.
+    """
+    return len(shape) == 3 and (ours or shape[2] <= 4 or shape[0] > 4)
+
+
+def _meta(storage: Any, name: str, about: dict[str, Any], action_map: ActionMap, last: bool) -> dict[str, Any]:
     space, shape = storage.action_space, storage.observation_space.shape
     low, high = (np.ravel(space.low), np.ravel(space.high)) if hasattr(space, "low") else (None, None)
-    size = {"size": int(shape[0] if shape[-1] <= 4 else shape[-1])} if len(shape) == 3 else {}
+    size = {"size": int(shape[0] if last else shape[1])} if len(shape) == 3 else {}
     return {
         "env": {"id": name, **size, "crop": False, "backend": "imported"},
         "policy": {"policy": "imported", "source": f"minari {about.get('dataset_id', '')}".strip()},
@@ -69,24 +113,26 @@ def _meta(storage: Any, name: str, about: dict[str, Any], action_map: ActionMap)
     }
 
 
-def _episodes(storage: Any, count: int, to_ours: Callable[[np.ndarray], np.ndarray]) -> Iterator[Episode]:
-    for number in range(count):
-        raw, about = next(iter(storage.get_episodes([number]))), next(iter(storage.get_episode_metadata([number])))
-        kept = (raw.get("infos") or {}).get(ACTION)
-        action = to_ours(np.asarray(raw["actions"])) if kept is None else np.asarray(kept, np.float32)
-        terminated = np.asarray(raw["terminations"], bool)
-        yield Episode(
-            obs=_ours(np.asarray(raw["observations"])),
-            action=_padded(action),
-            reward=_padded(np.asarray(raw["rewards"], np.float32)),
-            terminated=_padded(terminated),
-            truncated=_padded(np.asarray(raw["truncations"], bool) & ~terminated),
-            seed=int(about["seed"]) if about.get("seed") is not None else number,
-        )
+def _episode(storage: Any, number: int, to_ours: Callable[[np.ndarray], np.ndarray], last: bool) -> Episode:
+    raw, about = next(iter(storage.get_episodes([number]))), next(iter(storage.get_episode_metadata([number])))
+    kept = (raw.get("infos") or {}).get(ACTION)
+    action = to_ours(np.asarray(raw["actions"])) if kept is None else np.asarray(kept, np.float32)
+    terminated, obs = np.asarray(raw["terminations"], bool), np.asarray(raw["observations"])
+    obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2)) if last else obs
+    return Episode(
+        obs=obs.astype(np.float32) if obs.dtype == np.float64 else obs,
+        action=_padded(action),
+        reward=_padded(np.asarray(raw["rewards"], np.float32)),
+        terminated=_padded(terminated),
+        truncated=_padded(np.asarray(raw["truncations"], bool) & ~terminated),
+        seed=int(about["seed"]) if about.get("seed") is not None else number,
+    )
 
 
 def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
     """Write a Minari dataset, one episode at a time, into Minari's local folder (`MINARI_DATASETS_PATH`).
+
+    It appears there when it is whole; an export that is stopped or killed leaves nothing.
 
     Args:
         episodes: Ours.
@@ -94,14 +140,26 @@ def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
         action_map: See `read`.
 
     Raises:
-        ArtifactError: if Minari is not installed.
+        ArtifactError: if Minari is not installed, or its folder cannot be written.
         ConfigError: if there is a dataset of this id already, or the id is malformed.
+        Stopped: after a signal.
     """
-    _, minari = _minari()
+    _minari()
     to_theirs = action_map(_action_space(episodes), str(episodes.env.get("id"))).native_action
-    ours = {"meta": _bare(episodes.meta), "per_shard": episodes.names[0].count}
+    with minari_folder.whole(dataset_id) as folder:
+        made = _begin(episodes, dataset_id, to_theirs)
+        for number in range(1, len(episodes)):
+            interrupts.check()
+            made.storage.update_episodes([_buffer(episodes, number, to_theirs)])
+        made.storage.update_metadata({OURS: json.dumps({"shards": _runs(episodes)}, sort_keys=True)})
+    return folder / "data"
+
+
+def _begin(episodes: Episodes, dataset_id: str, to_theirs: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A Minari dataset of the first episode."""
+    _, minari = _minari()
     try:
-        made = _quietly(
+        return _quietly(
             minari.create_dataset_from_buffers,
             dataset_id,
             [_buffer(episodes, 0, to_theirs)],
@@ -114,10 +172,6 @@ def export(episodes: Episodes, dataset_id: str, action_map: ActionMap) -> Path:
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--id {dataset_id}: {error}") from error
-    for number in range(1, len(episodes)):
-        made.storage.update_episodes([_buffer(episodes, number, to_theirs)])
-    made.storage.update_metadata({OURS: json.dumps(ours, sort_keys=True)})
-    return Path(made.storage.data_path)
 
 
 def _quietly(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -127,8 +181,11 @@ def _quietly(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
         return call(*args, **more)
 
 
-def _bare(meta: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in meta.items() if key not in ("format", "first", "count", "observation")}
+def _runs(episodes: Episodes) -> list[dict[str, Any]]:
+    """Each shard's number of episodes, and what it says of its making: said once for neighbours that say the same."""
+    told = [(shards.provenance(shards.read_meta(episodes.path / name.file)), name.count) for name in episodes.names]
+    runs = itertools.groupby(told, key=lambda one: one[0])
+    return [{"meta": meta, "counts": [count for _, count in run]} for meta, run in runs]
 
 
 def _buffer(episodes: Episodes, number: int, to_theirs: Callable[[np.ndarray], np.ndarray]) -> Any:
@@ -168,13 +225,6 @@ def _observation_space(episodes: Episodes) -> Any:
 
 def _theirs(obs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(obs.transpose(0, 2, 3, 1)) if obs.ndim == 4 else obs
-
-
-def _ours(obs: np.ndarray) -> np.ndarray:
-    """Channels first, doubles as floats."""
-    if obs.ndim == 4 and (obs.shape[-1] <= 4 or obs.shape[1] > 4):
-        obs = np.ascontiguousarray(obs.transpose(0, 3, 1, 2))
-    return obs.astype(np.float32) if obs.dtype == np.float64 else obs
 
 
 def _padded(column: np.ndarray) -> np.ndarray:

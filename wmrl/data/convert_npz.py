@@ -9,38 +9,55 @@ limit from an end of the game: an episode that ends at the environment's limit c
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wmrl import seeding
-from wmrl.data.ingest import Foreign
+from wmrl.data.ingest import Foreign, source_of
 from wmrl.data.shards import Episode
 from wmrl.errors import ArtifactError
 
 KEYS = ("observations", "actions", "rewards", "terminals")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What every rollout of a dataset must hold.
+
+    Args:
+        frame: The shape (H, W, C) of all frames.
+        size: Numbers in an action of a box.
+        discrete: The environment's numbers of its actions; None if they are a box.
+    """
+
+    frame: tuple[int, ...]
+    size: int
+    discrete: Sequence[int] | None = None
+
+
 def find(folder: Path) -> list[Path]:
-    """The rollouts in `folder` and below, in the order of their numbers."""
-    return sorted(folder.rglob("*.npz"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
+    """The rollouts in `folder` and below, in the order of their numbers, then of their names."""
+    return sorted(folder.rglob("*.npz"), key=lambda path: ([int(n) for n in re.findall(r"\d+", str(path))], str(path)))
 
 
-def size_of(path: Path) -> int:
-    """The height of a rollout's frames, pixels.
+def frame_of(path: Path) -> tuple[int, ...]:
+    """The shape (H, W, C) of a rollout's frames, H = W.
 
     Raises:
-        ArtifactError: if it is none.
+        ArtifactError: if it is no rollout.
     """
-    return int(_arrays(path)["observations"].shape[1])
+    return tuple(_arrays(path)["observations"].shape[1:])
 
 
 def read(
     folder: Path,
     files: Sequence[Path],
     *,
+    wanted: Wanted,
     env: dict[str, Any],
     actions: dict[str, Any],
     to_ours: Callable[[np.ndarray], np.ndarray],
@@ -51,22 +68,34 @@ def read(
     Args:
         folder: Where they lie.
         files: As `find` gives them.
+        wanted: What each must hold.
         env: The environment's table.
         actions: What shards say of actions (`actions_meta`).
         to_ours: The environment's actions (k, A) -> [-1, 1] or one-hot.
         limit: Steps after which the environment truncates.
 
     Raises:
-        ArtifactError: while reading, if a file is damaged or holds something else.
+        ArtifactError: if a file is damaged or holds something else; of some damage only while its episode is read.
     """
-    meta = {"env": env, "policy": {"policy": "random", "source": "npz"}, "actions": actions}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    source = source_of("npz", [part for name in names for part in _sums(folder / name, name)])
+    meta = {"env": env, "policy": {"policy": "random", "source": "npz"}, "actions": actions, "source": source}
 
-    def episodes() -> Iterator[Episode]:
-        for path in files:
-            seed = seeding.number("npz", path.relative_to(folder).as_posix())
-            yield convert(_arrays(path), to_ours, limit, seed)
+    def episode(number: int) -> Episode:
+        arrays = _arrays(files[number])
+        _suits(files[number], arrays, wanted)
+        return convert(arrays, to_ours, limit, seeding.number("npz", names[number]))
 
-    return Foreign(episodes(), len(files), meta)
+    return Foreign(str(folder), len(files), episode, meta)
+
+
+def _sums(path: Path, name: str) -> list[tuple[str | int, ...]]:
+    """The size and checksum of each array, as the zip file lists them: no need to read gigabytes."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [(name, part.filename, part.file_size, part.CRC) for part in file.infolist()]
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} is no rollout: it is damaged, or no npz file") from error
 
 
 def convert(
@@ -108,11 +137,42 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: file[key] for key in KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(f"{path} is no rollout with {', '.join(KEYS)}: {error}") from error
-    obs, count = arrays["observations"], len(arrays["observations"])
-    if obs.ndim != 4 or obs.dtype != np.uint8 or count < 2:
-        raise ArtifactError(
-            f"{path} holds observations {obs.shape} of {obs.dtype}, not (T, H, W, C) of uint8 with T > 1"
-        )
-    if len(arrays["actions"]) < count or len(arrays["rewards"]) != count or len(arrays["terminals"]) != count:
-        raise ArtifactError(f"{path} holds {count} observations and other numbers of actions, rewards or terminals")
+    obs = arrays["observations"]
+    square = obs.ndim == 4 and obs.shape[1] == obs.shape[2]
+    _insist(
+        square and obs.dtype == np.uint8 and len(obs) > 1 and obs.size,
+        path,
+        arrays,
+        "observations",
+        "(T, H, W, C) of uint8 with T > 1 and H = W",
+    )
     return arrays
+
+
+def _suits(path: Path, arrays: dict[str, np.ndarray], wanted: Wanted) -> None:
+    """Refuse arrays that are no episode of this dataset, before anything of them is written."""
+    obs, over, count = arrays["observations"], arrays["terminals"], len(arrays["observations"])
+    _insist(
+        obs.shape[1:] == wanted.frame, path, arrays, "observations", f"frames of {wanted.frame} as in the first file"
+    )
+    acts, size = arrays["actions"], wanted.size
+    _insist(acts.ndim and len(acts) >= count, path, arrays, "actions", f"at least {count} rows, one for each frame")
+    if wanted.discrete is not None:
+        known = acts.ndim == 1 and acts.dtype.kind in "iu" and np.isin(acts[:count], wanted.discrete).all()
+        _insist(
+            known, path, arrays, "actions", f"(T,) of integers from {min(wanted.discrete)} to {max(wanted.discrete)}"
+        )
+    else:
+        _insist(acts.ndim == 2 and acts.shape[1] == size, path, arrays, "actions", f"(T, {size})")
+    for name in KEYS[2:]:
+        _insist(arrays[name].shape == (count,), path, arrays, name, f"({count},), one for each frame")
+    for name in KEYS[1:]:
+        column = arrays[name]
+        _insist(column.dtype.kind in "biuf" and np.isfinite(column[:count]).all(), path, arrays, name, "finite numbers")
+    _insist(not over[:-1].any(), path, arrays, "terminals", "none before the last row: one episode a file")
+
+
+def _insist(fits: Any, path: Path, arrays: dict[str, np.ndarray], name: str, right: str) -> None:
+    if not fits:
+        array = arrays[name]
+        raise ArtifactError(f"{path}: {name} are {array.shape} of {array.dtype}; they must be {right}")

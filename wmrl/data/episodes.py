@@ -1,6 +1,6 @@
 """Read episodes: tables of all of them, and any rows, in bounded memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,6 @@ class Episodes:
         columns = self.read(int(self.start[number]), int(self.start[number + 1]))
         return shards.Episode(**columns, seed=int(self.seeds[number]))
 
-    def iterate(self, rows_per_block: int) -> Iterator[tuple[int, Columns]]:
-        """All rows in order: (number of the block's first row, columns), blocks of at most `rows_per_block` rows."""
-        for first in range(0, int(self.start[-1]), rows_per_block):
-            yield first, self.read(first, min(first + rows_per_block, int(self.start[-1])))
-
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation episodes, both increasing (see `split`)."""
         return split(self.seeds, fraction, seed)
@@ -113,14 +108,6 @@ class Episodes:
     def lineage(self) -> list[str]:
         """The hashes of the datasets that this one grew from, itself last: one for each prefix of its shards."""
         return [shards.hash_of(self.shards[:n]) for n in range(1, len(self.shards) + 1)]
-
-    def grew_from(self, hash_: str) -> bool:
-        """Whether the dataset with this hash is this one, or this one before episodes were appended."""
-        return hash_ in self.lineage()
-
-    def is_prefix_of(self, other: "Episodes") -> bool:
-        """Whether `other` is this dataset, possibly with episodes appended."""
-        return other.shards[: len(self.shards)] == self.shards
 
     def close(self) -> None:
         """Close the files; reading opens them again."""

@@ -10,7 +10,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from wmrl.data import shards
+from wmrl.data import columns
 from wmrl.data.policies import White
 
 SECONDS = 1.0
@@ -64,7 +64,7 @@ def estimate(env: Any, seeds: Sequence[int], episodes: int, bytes_each: float | 
 def _bytes_each(frames: np.ndarray) -> float:
     """Compressed bytes of a frame, of (N, t, *shape); the other columns take about 16 bytes more."""
     rows = frames.reshape(-1, *frames.shape[2:])
-    chunk = (min(len(rows), shards.chunk_rows(rows.shape[1:], rows.dtype)), *rows.shape[1:])
+    chunk = (min(len(rows), columns.chunk_rows(rows.shape[1:], rows.dtype)), *rows.shape[1:])
     with h5py.File(io.BytesIO(), "w") as file:
         dataset = file.create_dataset("obs", data=rows, chunks=chunk, **hdf5plugin.Zstd(clevel=3))
         return dataset.id.get_storage_size() / len(rows) + 16

@@ -3,18 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from wmrl.data import shards
+from wmrl.data import shards, trust
 from wmrl.data.episodes import Episodes
 
 
 def info(path: Path) -> dict[str, Any]:
     """A dataset, finished or not, as a JSON-able table.
 
+    Of the shards of a finished one only headers and lengths are looked at, which takes no time; `check` reads all.
+
     Raises:
         ArtifactError: if there is none, or it is damaged.
+        ContractError: if a shard is not the one that is listed.
     """
     complete = (path / shards.COMPLETE).exists()
     episodes = Episodes(path, partial=not complete)
+    if complete:
+        for name, digest in zip(episodes.names, episodes.shards, strict=True):
+            trust.match(path / name.file, digest, shards.COMPLETE)
     size = sum((path / name.file).stat().st_size for name in episodes.names)
     returns, lengths, meta = episodes.returns, episodes.lengths, episodes.meta
     return {

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from wmrl import files
-from wmrl.data import shards
+from wmrl.data import columns, shards
 from wmrl.data.shards import Episode, Name
 from wmrl.errors import ArtifactError
 
@@ -38,7 +38,7 @@ def save(folder: Path, name: Name, part: Mapping[int, Episode], meta: Mapping[st
     def fill(file: h5py.File) -> None:
         file.attrs["meta"] = _text(meta)
         file.create_dataset("number", data=np.array(numbers, np.int64))
-        shards.put_columns(file, [part[number] for number in numbers])
+        columns.put_columns(file, [part[number] for number in numbers])
 
     files.write(path(folder, name), fill, role=ROLE)
 
@@ -74,7 +74,7 @@ def count(folder: Path) -> int:
     """How many episodes lie in parts; damaged ones hold none."""
     numbers: set[int] = set()
     for where in folder.glob(shards.PARTS):
-        with contextlib.suppress(ArtifactError, KeyError), files.open(where, role=ROLE, verify=False) as file:
+        with contextlib.suppress(ArtifactError), files.open(where, role=ROLE, verify=False) as file:
             numbers |= set(file["number"][()].tolist())
     return len(numbers)
 
@@ -82,7 +82,7 @@ def count(folder: Path) -> int:
 def made(folder: Path) -> dict[str, Any] | None:
     """What the first readable part says of its making; None without one."""
     for where in sorted(folder.glob(shards.PARTS)):
-        with contextlib.suppress(ArtifactError, KeyError, ValueError), files.open(where, role=ROLE) as file:
+        with contextlib.suppress(ArtifactError, *files.DAMAGE), files.open(where, role=ROLE) as file:
             about: dict[str, Any] = json.loads(file.attrs["meta"])
             return about
     return None
@@ -104,12 +104,12 @@ def _read(where: Path, meta: Mapping[str, Any]) -> Part:
         try:
             if file.attrs["meta"] != _text(meta):
                 raise ArtifactError(f"{where} was made otherwise, or by other versions")
-            start, columns = file["start"][()], {name: file[name][()] for name in shards.COLUMNS}
+            start, table = file["start"][()], {name: file[name][()] for name in columns.COLUMNS}
             return {
-                int(number): Episode(**{name: rows[a:b] for name, rows in columns.items()}, seed=int(seed))
+                int(number): Episode(**{name: rows[a:b] for name, rows in table.items()}, seed=int(seed))
                 for number, seed, a, b in zip(file["number"][()], file["seed"][()], start[:-1], start[1:], strict=True)
             }
-        except (KeyError, OSError, ValueError) as error:
+        except files.DAMAGE as error:
             raise ArtifactError(f"{where} cannot be read: {error}") from error
 
 

@@ -1,13 +1,14 @@
 """What `generate` still has to make: shard borders depend on episode numbers alone, so an interrupted run fits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmrl import files
 from wmrl.config import plain
-from wmrl.data import parts, shards
-from wmrl.data.shards import Name
-from wmrl.errors import ConfigError
+from wmrl.data import parts, shards, trust
+from wmrl.data.shards import Index, Name
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.pipeline import Pipeline
 
 
@@ -32,9 +33,66 @@ def missing(have: Sequence[Name], total: int, per_shard: int) -> list[Name]:
     return todo
 
 
+def listed(folder: Path, warn: Callable[[str], None] = lambda text: None) -> Index | None:
+    """What `complete.h5` says; None if there is none.
+
+    A damaged one counts as none and is told to `warn`: all that it says stands in the shards.
+
+    Raises:
+        ArtifactError: if it is of a later format.
+    """
+    if not (folder / shards.COMPLETE).exists():
+        return None
+    try:
+        return shards.read_complete(folder)
+    except files.LaterError:
+        raise
+    except ArtifactError as error:
+        warn(f"{error.args[0].removesuffix('; make it again')}; it is made anew from the shards")
+        return None
+
+
 def base(folder: Path) -> int:
     """Episodes of the dataset when it was last complete; 0 if it never was."""
-    return len(shards.read_complete(folder).seeds) if (folder / shards.COMPLETE).exists() else 0
+    old = listed(folder)
+    return 0 if old is None else len(old.seeds)
+
+
+def finish(folder: Path, total: int, warn: Callable[[str], None]) -> tuple[Index, bool]:
+    """Bring `complete.h5` up to date with the shards of the episodes 0 to `total` - 1.
+
+    Args:
+        folder: The dataset, in which nothing is missing.
+        total: See above.
+        warn: Is told of a damaged list, and of shards that are not the listed ones any more.
+
+    Returns:
+        The list, and whether it had to be written.
+
+    Raises:
+        ArtifactError: if a shard is damaged, or the list cannot be written.
+    """
+    old, names = listed(folder, warn), [name for name in shards.scan(folder) if name.first < total]
+    there = tuple(trust.stated(folder / name.file) for name in names)
+    if old is not None and (old.names, old.hashes) == (tuple(names), there):
+        return old, False
+    new = shards.complete(folder, names)
+    if old is not None and new.hashes[: len(old.hashes)] != old.hashes:
+        warn(
+            f"{folder}: shards were made again, by other versions or otherwise: the dataset's content hash has changed "
+            f"from {old.hash[:12]} to {new.hash[:12]}, and what was trained on the old one is out of date"
+        )
+    return new, True
+
+
+def trusted(folder: Path) -> None:
+    """Verify all shards that are there, before more are made.
+
+    Raises:
+        ArtifactError: naming one that is damaged, and what to do.
+    """
+    for name in shards.scan(folder):
+        trust.verify(folder / name.file)
 
 
 def total(folder: Path, rollouts: int, append: int) -> int:

@@ -9,24 +9,20 @@ import h5py
 import hdf5plugin  # noqa: F401  registers the Zstd filter with HDF5
 import numpy as np
 
-from wmrl import files
-from wmrl.data import shards
-from wmrl.errors import ArtifactError, ContractError
+from wmrl.data import shards, trust
+from wmrl.errors import ArtifactError
 
 SMALL = ("action", "reward", "terminated", "truncated")
 MOST_OPEN = 192
 CACHE_BYTES = 1 << 20
-_verified: set[tuple[int, int, int, int]] = set()
-"""Files whose digest this process has checked: device, inode, size, time of change. A link is the same file."""
 
 
 class Shard:
     """One open shard: its small columns in memory, its observations on disk."""
 
     def __init__(self, path: Path, digest: str):
-        if files.digest(path, role=shards.ROLE) != digest:
-            raise ContractError(f"{path} is not the shard that {path.with_name(shards.COMPLETE)} lists")
-        verify(path)
+        trust.match(path, digest, str(path.with_name(shards.COMPLETE)))
+        trust.verify(path)
         try:
             self.file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
             self.small = {name: self.file[name][()] for name in SMALL}
@@ -82,16 +78,3 @@ class Shards:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].file.close()
-
-
-def verify(path: Path) -> None:
-    """Check a shard's digest, once per process and version of the file.
-
-    Raises:
-        ArtifactError: if it is damaged.
-    """
-    stat = path.stat()
-    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if key not in _verified:
-        with files.open(path, role=shards.ROLE):
-            _verified.add(key)

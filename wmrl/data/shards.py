@@ -7,37 +7,33 @@ episode's seed, length and return, so that opening a dataset reads one small fil
 """
 
 import hashlib
+import itertools
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 
 from wmrl import files
+from wmrl.data import trust
+from wmrl.data.columns import put_columns
 from wmrl.errors import ArtifactError, ContractError
 
 FORMAT = 1
-ROLE = "rollouts"
+ROLE = trust.ROLE
 COMPLETE = "complete.h5"
-CHUNK_BYTES = 16 * 3 * 64 * 64
-"""Observation chunks hold 16 to 64 rows, 16 of 64 x 64 RGB. Measured on CarRacing, one core, random reads:
-
-    rows a chunk    8        16       32       64
-    bytes a frame   433      403      377      365
-    33-row windows  3,900/s  3,800/s  3,400/s  2,800/s
-    single frames   24,000/s 13,500/s 9,600/s  5,200/s
-"""
 SHARD_BYTES = 1 << 27
 """The most raw bytes of observations in a shard, which is built in memory: 8 CarRacing episodes of 1,000 steps."""
-COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
 PARTS = "shard-*.part.h5"
 """Files of shards in the making (see `wmrl.data.parts`)."""
-_NAME = re.compile(r"shard-(\d{6,})-(\d+)\.h5")
+HEAD = ("format", "first", "count", "observation")
+"""What `write_shard` adds to a shard's `meta`."""
+_NAME = re.compile(r"shard-(\d{6,})-([1-9]\d*)\.h5")
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,22 @@ def hash_of(digests: Sequence[str]) -> str:
 def scan(folder: Path) -> list[Name]:
     """The shards in `folder`, by first episode; none if there is no such folder."""
     found = (_NAME.fullmatch(path.name) for path in folder.glob("shard-*.h5"))
-    return sorted(Name(int(m[1]), int(m[2])) for m in found if m)
+    names = {Name(int(m[1]), int(m[2])): m[0] for m in found if m}
+    return sorted(name for name, file in names.items() if name.file == file)
+
+
+def disjoint(folder: Path, names: Sequence[Name]) -> None:
+    """Insist that no episode is in two shards; `names` as `scan` gives them.
+
+    Raises:
+        ArtifactError: naming the first two that overlap.
+    """
+    for one, other in itertools.pairwise(names):
+        if other.first < one.first + one.count:
+            raise ArtifactError(
+                f"{folder} holds episode {other.first} twice, in {one.file} and in {other.file}: "
+                "delete one of the two (wmrl generate makes what is lacking then)"
+            )
 
 
 def write_shard(folder: Path, first: int, episodes: Sequence[Episode], meta: dict[str, Any]) -> Name:
@@ -124,52 +135,26 @@ def write_shard(folder: Path, first: int, episodes: Sequence[Episode], meta: dic
     return name
 
 
-def put_columns(file: h5py.File, episodes: Sequence[Episode]) -> None:
-    """Store the rows of episodes one after the other, and where each of them begins."""
-    lengths = np.array([len(e.reward) for e in episodes], np.int64)
-    start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    for column in COLUMNS:
-        parts = [getattr(e, column) for e in episodes]
-        dataset = file.create_dataset(
-            column,
-            (int(start[-1]), *parts[0].shape[1:]),
-            parts[0].dtype,
-            chunks=_chunks(column, parts[0], int(start[-1])),
-            **hdf5plugin.Zstd(clevel=3),
-        )
-        for a, part in zip(start, parts, strict=False):
-            dataset[a : a + len(part)] = part
-    file.create_dataset("start", data=start)
-    file.create_dataset("seed", data=np.array([e.seed for e in episodes], np.int64))
-    file.create_dataset("return", data=np.array([e.score for e in episodes], np.float64))
-
-
-def _chunks(column: str, part: np.ndarray, rows: int) -> tuple[int, ...]:
-    if column != "obs":
-        return (min(rows, 4096), *part.shape[1:])
-    return (min(rows, chunk_rows(part.shape[1:], part.dtype)), *part.shape[1:])
-
-
-def chunk_rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Rows in a chunk of observations."""
-    row = int(np.prod(shape)) * dtype.itemsize
-    return int(np.clip(CHUNK_BYTES // max(row, 1), 16, 64))
-
-
 def episodes_per_shard(row_bytes: int, max_steps: int | None) -> int:
     """How many episodes a shard holds: a power of two from 1 to 64."""
     most = SHARD_BYTES // (max(row_bytes, 1) * ((max_steps or 1000) + 1))
     return int(2 ** np.floor(np.log2(np.clip(most, 1, 64))))
 
 
-def read_meta(path: Path, *, verify: bool = False) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
     """The provenance stored in a shard.
 
     Raises:
-        ArtifactError: if it is no shard, or of a later format.
+        ArtifactError: if it is no shard, damaged, or of a later format.
     """
-    with files.open(path, role=ROLE, verify=verify) as file:
+    trust.verify(path)
+    with files.open(path, role=ROLE, verify=False) as file:
         return meta_of(file, path)
+
+
+def provenance(meta: dict[str, Any]) -> dict[str, Any]:
+    """Of what a shard says, what `write_shard` was given as `meta`."""
+    return {key: value for key, value in meta.items() if key not in HEAD}
 
 
 def meta_of(file: h5py.File, path: Path) -> dict[str, Any]:
@@ -180,7 +165,7 @@ def meta_of(file: h5py.File, path: Path) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} has no readable description of its episodes ({error})") from error
     if version > FORMAT:
-        raise ArtifactError(f"{path} is a shard of format {version}; this wmrl reads up to {FORMAT}: upgrade wmrl")
+        raise files.LaterError(f"{path} is a shard of format {version}; this wmrl reads up to {FORMAT}: upgrade wmrl")
     return meta
 
 
@@ -188,11 +173,12 @@ def index(folder: Path, names: Sequence[Name]) -> Index:
     """Read the tables of `names`, one shard after the other.
 
     Raises:
-        ArtifactError: if a shard is missing or damaged, or if there is a gap between two of them.
+        ArtifactError: if a shard is missing or damaged, or if two overlap or leave a gap between them.
         ContractError: if they hold different kinds of observations or actions.
     """
     if not names:
         raise absent(folder)
+    disjoint(folder, names)
     tables: dict[str, list[np.ndarray]] = {"seeds": [], "lengths": [], "returns": []}
     hashes: list[str] = []
     meta: dict[str, Any] = {}
@@ -217,6 +203,7 @@ def index(folder: Path, names: Sequence[Name]) -> Index:
 def _table(folder: Path, name: Name) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What one shard says of its making, and its column for each table of an index."""
     path = folder / name.file
+    trust.verify(path)
     with files.open(path, role=ROLE, verify=False) as file:
         meta = meta_of(file, path)
         lengths = np.diff(file["start"][()]) - 1
@@ -254,7 +241,7 @@ def absent(folder: Path) -> ArtifactError:
     state = "holds no episodes; to make some"
     if have or any(folder.glob(PARTS)):
         state = f"is unfinished ({have} episodes in whole shards so far); to finish it"
-    return ArtifactError(f"{folder} {state}: wmrl generate --data {folder}")
+    return ArtifactError(f"{folder} {state}: wmrl generate --data {shlex.quote(str(folder))}")
 
 
 def read_complete(folder: Path) -> Index:
@@ -269,6 +256,6 @@ def read_complete(folder: Path) -> Index:
     with files.open(path, role="dataset") as file:
         tree = files.get_tree(file)
     if tree["format"] > FORMAT:
-        raise ArtifactError(f"{path} is of format {tree['format']}; this wmrl reads up to {FORMAT}: upgrade wmrl")
+        raise files.LaterError(f"{path} is of format {tree['format']}; this wmrl reads up to {FORMAT}: upgrade wmrl")
     names = tuple(Name(first, count) for first, count in tree["shards"])
     return Index(names, tuple(tree["hashes"]), tree["seed"], tree["length"], tree["return"], tree["meta"])

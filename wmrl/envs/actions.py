@@ -15,7 +15,7 @@ class ActionMap:
         env_id: For messages.
 
     Raises:
-        ConfigError: if the space is neither discrete nor a bounded box of floats.
+        ConfigError: if the space is neither discrete nor a bounded box of at least one float.
     """
 
     def __init__(self, space: spaces.Space, env_id: str):
@@ -52,6 +52,10 @@ def _describe(space: spaces.Space, env_id: str) -> tuple[Actions, tuple[int, ...
         raise ConfigError(f"env.id: {env_id} has {kind} actions; supported are Discrete and bounded Box of floats")
     if not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(f"env.id: {env_id} has a Box of {space.dtype} actions; supported are Boxes of floats")
+    if not np.prod(space.shape):
+        raise ConfigError(
+            f"env.id: {env_id} has a Box of no actions {space.shape}; supported are Boxes of one float or more"
+        )
     # Half of the largest number marks an unbounded side whose infinity was lost on the way.
     if not space.is_bounded() or np.abs([space.low, space.high]).max() > np.finfo(np.float32).max / 2:
         raise ConfigError(f"env.id: {env_id} has unbounded Box actions, which cannot be scaled from [-1, 1]")

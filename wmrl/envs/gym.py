@@ -17,8 +17,8 @@ from gymnasium.envs.registration import EnvSpec
 from wmrl.envs.actions import ActionMap
 from wmrl.envs.board import Layout
 from wmrl.envs.names import canonical, is_atari, versions
-from wmrl.envs.pixels import image_size, layout
-from wmrl.envs.worker import Plan, prepare
+from wmrl.envs.pixels import SMALLEST, image_size, layout
+from wmrl.envs.worker import FAILURES, Plan, aside, prepare
 from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
 from wmrl.pipeline import Env
 
@@ -57,8 +57,13 @@ def find(env: Env) -> Found:
     Raises:
         ConfigError: if the id is unknown, or the environment cannot be shown or steered.
         ArtifactError: if a package that it needs is missing.
+        UserError: if it fails when it is made or rendered.
     """
-    env_id = canonical(env.id)[0]
+    with aside():
+        return _find(canonical(env.id)[0])
+
+
+def _find(env_id: str) -> Found:
     spec, modules = _spec(env_id)
     probe = _make(env_id, spec, modules)
     try:
@@ -99,7 +104,7 @@ def _import(module: str, env_id: str) -> None:
         sys.path.append(here)  # a console script does not see the folder that it is called from
     try:
         prepare([module])
-    except Exception as error:
+    except FAILURES as error:
         raise ConfigError(f"env.id: the module of {env_id!r} cannot be imported: {_line(error)}") from error
 
 
@@ -109,7 +114,7 @@ def _make(env_id: str, spec: EnvSpec, modules: tuple[str, ...]) -> gymnasium.Env
         return plan.make()
     except gymnasium.error.DependencyNotInstalled as error:
         raise ArtifactError(f"{env_id} needs a package that is not installed: {_line(error)}") from error
-    except Exception as error:
+    except FAILURES as error:
         raise UserError(f"{env_id} cannot be made: {_line(error)}") from error
 
 
@@ -119,10 +124,19 @@ def _look(probe: gymnasium.Env, env_id: str) -> tuple[str | None, tuple[int, int
     order = layout(space.shape, space.dtype) if getattr(space, "shape", None) else None
     if order:
         return order, image_size(space.shape, order)
-    if "rgb_array" not in probe.metadata.get("render_modes", ()):
-        seen = f"its observations are {type(space).__name__}{getattr(space, 'shape', None) or ''} of {space.dtype}"
-        raise ConfigError(f"env.id: {env_id} shows no pixels: {seen} and it has no render_mode 'rgb_array'")
+    if "rgb_array" not in (probe.metadata.get("render_modes") or ()):
+        raise ConfigError(
+            f"env.id: {env_id} shows no pixels: its observations are {_seen(space)} and it has no render_mode "
+            f"'rgb_array'; it needs that, or one grey or RGB image of uint8, {SMALLEST} pixels or more a side"
+        )
     return None, _rendered(probe, env_id)
+
+
+def _seen(space: Any) -> str:
+    """An observation space in words."""
+    kind = type(space).__name__
+    shape = getattr(space, "shape", None)
+    return f"{kind}{shape} of {space.dtype}" if shape else f"a {kind} and not an array"
 
 
 def _rendered(probe: gymnasium.Env, env_id: str) -> tuple[int, int]:
@@ -137,7 +151,7 @@ def _rendered(probe: gymnasium.Env, env_id: str) -> tuple[int, int]:
             shower.close()
     except gymnasium.error.DependencyNotInstalled as error:
         raise ArtifactError(f"{env_id} needs a package to render: {_line(error)}") from error
-    except Exception as error:
+    except FAILURES as error:
         raise UserError(f"{env_id} cannot be rendered: {_line(error)}") from error
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ConfigError(f"env.id: {env_id} renders {frame.shape} of {frame.dtype}, not (H, W, 3) of uint8")
@@ -154,4 +168,6 @@ def _versions(spec: EnvSpec) -> dict[str, str]:
 
 def _line(error: BaseException) -> str:
     """An error in one line."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,7 @@ import numpy as np
 from wmrl.envs.base import Outcome, PixelEnv, status_bar
 from wmrl.envs.board import Board, Layout, allocate
 from wmrl.envs.gym import Found, find
-from wmrl.envs.worker import Block, EnvFailed, Plan
+from wmrl.envs.worker import Block, EnvFailed, Plan, aside
 from wmrl.errors import UserError
 from wmrl.pipeline import Env
 
@@ -72,7 +72,8 @@ class ProcessEnv(PixelEnv):
         """Have each slot's worker (or this process) do `name` with the slot's argument."""
         if self._block is not None:
             try:
-                self._block.call(name, arguments)
+                with aside():
+                    self._block.call(name, arguments)
             except EnvFailed as failed:
                 raise self._failure("", failed.report) from failed.__cause__
             return
@@ -105,7 +106,8 @@ class ProcessEnv(PixelEnv):
 
     def _shut(self) -> None:
         if self._block is not None:
-            self._block.close()
+            with aside():
+                self._block.close()
         for worker in self._workers:
             worker.dismiss()
         for worker in self._workers:

@@ -9,6 +9,7 @@ import importlib
 import mmap
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ import numpy as np
 
 from wmrl.envs.board import Board, Layout
 from wmrl.envs.pixels import resize, rgb
+
+FAILURES = (Exception, SystemExit)
+"""What counts as a failure of an environment: one that calls sys.exit must not end us with its own exit code."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,20 @@ def prepare(modules: Iterable[str]) -> None:
             module.register_envs()
 
 
+def aside() -> contextlib.AbstractContextManager[Any]:
+    """Let what an environment prints go to stderr: stdout is for results.
+
+    It holds for the whole process: never step environments like this from several threads at once.
+    """
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 class EnvFailed(Exception):
     """An environment raised: which slot, doing what, the error in one line, the traceback."""
 
-    def __init__(self, slot: int, doing: str, error: Exception):
-        self.report = (slot, doing, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
+    def __init__(self, slot: int, doing: str, error: BaseException):
+        line = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        self.report = (slot, doing, line, traceback.format_exc())
         super().__init__(*self.report[:3])
 
 
@@ -88,7 +101,7 @@ class Block:
                     self._envs[slot] = self._plan.make()
                 observation, _ = self._envs[slot].reset(seed=seed)
                 self._show(slot, observation)
-            except Exception as error:
+            except FAILURES as error:
                 raise EnvFailed(slot, f"reset(seed={seed})", error) from error
 
     def step(self, slots: Iterable[int]) -> None:
@@ -101,7 +114,7 @@ class Block:
                 observation, reward, terminated, truncated, _ = self._envs[slot].step(native)
                 board.reward[slot], board.terminated[slot], board.truncated[slot] = reward, terminated, truncated
                 self._show(slot, observation)
-            except Exception as error:
+            except FAILURES as error:
                 raise EnvFailed(slot, "step", error) from error
 
     def close(self) -> None:

@@ -53,8 +53,10 @@ class Job:
     max_steps: int | None
     begun: Mapping[Name, Part] = field(default_factory=dict)
     steps: int = 0
-    finished: int = 0
+    finished: int = 0  # replayed ones too, as `steps`
     finished_steps: int = 0
+    made: int = 0  # of those that were to be made
+    to_play: int = 0  # episodes of all waves
     _lock: Any = field(default_factory=threading.Lock)
     _error: BaseException | None = None
     _shown: float = 0.0
@@ -98,6 +100,7 @@ class Job:
             ArtifactError: if a shard cannot be written.
         """
         waves = self.waves(len(lanes))[::-1]
+        self.to_play = sum(map(len, waves))
         writer = Writer(self.folder, self.names, meta, self.begun)
         try:
             with writer:
@@ -141,9 +144,12 @@ class Job:
             self._error = self._error or error
 
     def _wave(self, lane: Lane, numbers: Sequence[int], writer: Writer, log: Log) -> None:
+        todo = set(self.todo)
+
         def finished(row: int, episode: Episode) -> None:
             with self._lock:
                 self.finished += 1
+                self.made += numbers[row] in todo
                 self.finished_steps += len(episode.reward) - 1
                 writer.add(numbers[row], episode)
 
@@ -169,5 +175,5 @@ class Job:
                 return
             self._shown = now
             each = self.finished_steps / self.finished if self.finished else float(self.max_steps or 1000)
-            note = f"{self.total - len(self.todo) + self.finished} of {self.total} episodes"
-            log.progress(self.steps, max(self.steps, round(each * len(self.todo))), "steps", note)
+            note = f"{self.total - len(self.todo) + self.made} of {self.total} episodes"
+            log.progress(self.steps, max(self.steps, round(each * self.to_play)), "steps", note)

@@ -6,13 +6,13 @@ import numpy as np
 
 from wmrl.data import convert_minari, convert_npz
 from wmrl.data.episodes import Episodes
-from wmrl.data.ingest import Foreign, actions_meta, ingest
+from wmrl.data.ingest import Foreign, actions_meta, box, ingest
 from wmrl.data.shards import Index
 from wmrl.envs import make
 from wmrl.envs.actions import ActionMap
 from wmrl.errors import ArtifactError
+from wmrl.locking import lock
 from wmrl.pipeline import Env
-from wmrl.store import lock
 
 
 def import_rollouts(source: str, out: Path, env_id: str | None = None) -> Index:
@@ -52,10 +52,13 @@ def _read(source: str, env_id: str | None) -> Foreign:
 
 def _npz(folder: Path, files: list[Path], env_id: str) -> Foreign:
     """The range of actions and the time limit are the environment's."""
-    size = convert_npz.size_of(files[0])
+    frame = convert_npz.frame_of(files[0])
+    size = frame[0]
     with make(Env(id=env_id, size=size), 1, threads=1) as env:
-        one = np.ones((1, env.actions.size), np.float32)
-        box = (None, None) if env.actions.discrete else (env.native_action(-one)[0], env.native_action(one)[0])
         table = {"id": env_id, "size": size, "crop": False, "backend": "imported"}
-        acts = actions_meta(env.actions, *box)
-        return convert_npz.read(folder, files, env=table, actions=acts, to_ours=env.from_native, limit=env.max_steps)
+        acts = actions_meta(env.actions, *box(env))
+        each = env.native_action(np.eye(env.actions.size)).tolist() if env.actions.discrete else None
+        wanted = convert_npz.Wanted(frame, env.actions.size, each)
+        return convert_npz.read(
+            folder, files, wanted=wanted, env=table, actions=acts, to_ours=env.from_native, limit=env.max_steps
+        )

@@ -17,15 +17,17 @@ import wmrl
 from wmrl import files
 from wmrl.data import parts, plan, policies, shards
 from wmrl.data.estimate import estimate
+from wmrl.data.ingest import actions_meta, box
 from wmrl.data.shards import Index
 from wmrl.envs import make
 from wmrl.errors import ConfigError, UserError
+from wmrl.locking import lock
 from wmrl.log import Log
 from wmrl.pipeline import Env, Pipeline
 from wmrl.protocols import Actor
 from wmrl.run import Run
 from wmrl.stages.collect import Job, Lane
-from wmrl.store import Store, lock
+from wmrl.store import Store
 
 WAVE_BYTES = 1 << 30
 """The most raw bytes of observations of the episodes that are being played."""
@@ -39,21 +41,26 @@ def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     """Fill the pipeline's dataset up to the number of episodes it asks for; what is there is never made again.
 
     Raises:
-        ConfigError: if the folder holds episodes of another environment, policy or seed, or another process fills it.
+        ConfigError: if the folder holds episodes of another environment, policy or seed, or another process fills it,
+            or it is the logdir.
         UserError: if the disk is too small.
         ArtifactError: if a shard cannot be written, or one that is there is damaged.
         Stopped: after a signal; finished shards are kept, and the same command continues.
     """
     folder = store.data
+    if folder.resolve() == store.logdir.resolve():
+        raise ConfigError(f"--logdir and --data are the same folder, {folder}; name another one with --data")
     with lock(folder):
         files.sweep(folder)
+        shards.disjoint(folder, shards.scan(folder))
         pipe, recipe = _settle(pipe, folder, run)
         total = plan.total(folder, pipe.generate.rollouts, run.append)
-        if plan.missing(shards.scan(folder), total, total):
+        if incomplete := plan.missing(shards.scan(folder), total, total):
+            plan.trusted(folder)
             _collect(pipe, recipe, folder, total, log, run)
-        elif plan.base(folder) == total:
+        index, written = plan.finish(folder, total, log.warn)
+        if not incomplete and not written:
             log.say(f"{folder} is complete: nothing to do")
-        index = shards.read_complete(folder) if plan.base(folder) == total else shards.complete(folder)
         parts.clear(folder)
         _report(index, folder, log)
 
@@ -69,8 +76,9 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         meta = _meta(recipe, env)
         begun = parts.load(folder, names, meta, log.warn, exact=looks)
         job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun)
+        lanes = _lanes(pipe, job, env, run, stack)
         _announce(pipe, job, env, log, run)
-        job.work(_lanes(pipe, job, env, run, stack), meta, log)
+        job.work(lanes, meta, log)
 
 
 def _sight(pipe: Pipeline, env: Any, log: Log) -> None:
@@ -144,25 +152,16 @@ def _environments(pipe: Pipeline, recipe: dict[str, Any], run: Run) -> int:
 
 def _meta(recipe: dict[str, Any], env: Any) -> dict[str, Any]:
     """What every shard says of its making; nothing in it depends on time, host or threads."""
-    actions: dict[str, Any] = {"size": env.actions.size, "discrete": env.actions.discrete}
-    if not env.actions.discrete:
-        low, high = _box(env)
-        actions |= {"low": low.tolist(), "high": high.tolist()}
     table = {**recipe["env"], "backend": env.info["backend"]}
     about = {"fps": env.fps, "native": list(env.native), **env.info}
+    actions = actions_meta(env.actions, *box(env))
     return {**recipe, "env": table, "environment": about, "actions": actions, "wmrl": wmrl.__version__}
-
-
-def _box(env: Any) -> tuple[np.ndarray, np.ndarray]:
-    one = np.ones((1, env.actions.size), np.float32)
-    return env.native_action(-one).reshape(-1), env.native_action(one).reshape(-1)
 
 
 def _actor(pipe: Pipeline, env: Any, run: Run) -> Actor:
     if pipe.generate.policy == "controller":
         return _agent(pipe, env, run)
-    low, high = (None, None) if env.actions.discrete else _box(env)
-    return policies.make(pipe.generate, env.actions, low, high)
+    return policies.make(pipe.generate, env.actions, *box(env))
 
 
 def _other(pipe: Pipeline) -> Store:

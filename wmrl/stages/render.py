@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from wmrl.pipeline import Pipeline
 from wmrl.recording import Episode
 from wmrl.rollout import Policy
 from wmrl.run import Run
+from wmrl.spec import Space
 from wmrl.stages.subject import Subject, choose, seed_of
 from wmrl.store import Store
 from wmrl.video import Film, Stills, Strip, Video
 
 DREAM_STEPS = 1000  # steps of a pure dream, if nothing else is asked for
 STRIP_HEIGHT = 96  # of one picture of a strip, pixels
+FPS = (0.1, 1000.0)  # what ffmpeg takes, and people can follow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class RenderOptions:
         episode: Which recorded episode (`--episode`), from 0; of the last test, or of the dataset with `data`.
         data: Take the episode from the dataset (`--from-data`).
         fresh: Play a new episode with the controller, or the random policy if there is none (`--fresh`).
-        seed: Seed of a fresh episode and of dreams (`--seed`); None: derived from the pipeline's.
+        seed: Seed of a fresh episode and of dreams (`--episode-seed`); None: derived from the pipeline's.
         dream: A pure dream from a real first frame, the controller acting in it (`--dream`).
         reset_every: Steps after which the dream column begins again from what happened (`--reset-every`); 0: never.
         temperature: Of the dynamics' draws in dreams (`--temperature`).
@@ -87,6 +90,8 @@ def draw(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOption
         ArtifactError, ConfigError: as `render`.
     """
     _check(options)
+    with _writing():
+        _check_places(options)
     if options.curves:
         with _writing():
             return [
@@ -110,20 +115,40 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {error.strerror or error}") from error
+        why = error.strerror or next(iter(str(error).splitlines()), "no reason is given")  # ffmpeg tells a story
+        raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {why}") from error
+
+
+def _check_places(options: RenderOptions) -> None:
+    """What cannot be written to is told before an episode is played, not after."""
+    if options.out is not None and options.out.is_dir():
+        raise ArtifactError(f"--out {options.out} is a folder, not a file")
+    if options.frames is not None:
+        Stills(options.frames)
 
 
 def _check(options: RenderOptions) -> None:
+    _check_kinds(options)
+    if options.height < 16 or (options.steps is not None and options.steps < 1) or options.moments < 1:
+        raise ConfigError("--height is at least 16 pixels, --steps and --moments at least 1")
+    if options.reset_every < 0 or (options.seed is not None and options.seed < 0):
+        raise ConfigError("--reset-every and --episode-seed are not negative")
+    if not 0 <= options.temperature < math.inf:
+        raise ConfigError(f"--temperature is a number from 0 on, got {options.temperature}")
+    if options.fps is not None and not FPS[0] <= options.fps <= FPS[1]:
+        raise ConfigError(f"--fps lies between {FPS[0]:g} and {FPS[1]:g}, got {options.fps:g}")
+
+
+def _check_kinds(options: RenderOptions) -> None:
+    """What is asked for is one thing, and its file ends as it should."""
     if options.curves and options.out is not None and options.out.suffix != ".png":
         raise ConfigError(f"--out {options.out}: curves are a .png")
     if options.strip and options.out is not None and options.out.suffix != ".png":
         raise ConfigError(f"--out {options.out}: a strip is a .png")
     if not options.strip and not options.curves and options.out and options.out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"--out {options.out}: a film is a .mp4 or a .gif (with --strip or --curves: a .png)")
-    if options.height < 16 or (options.steps is not None and options.steps < 1) or options.moments < 1:
-        raise ConfigError("--height is at least 16 pixels, --steps and --moments at least 1")
-    if options.reset_every < 0 or not options.temperature >= 0 or (options.fps is not None and not options.fps > 0):
-        raise ConfigError("--reset-every and --temperature are not negative, --fps is greater than 0")
+    if options.curves and options.frames is not None:
+        raise ConfigError("--curves draws one .png (--out), --frames writes the frames of a film: choose")
     if options.data and (options.fresh or options.native):
         raise ConfigError("--from-data shows a recorded episode, --fresh and --native play a new one: choose")
 
@@ -136,6 +161,7 @@ def _columns(
     if not store.exists("vae"):
         log.say("nothing is trained yet: only the real frames are shown")
         return columns
+    store.sees(Space(subject.episode.obs.shape[1:]))
     columns.append(panels.reconstruction(store.component("vae", run.device)[0], subject.episode, run.device))
     if not store.exists("dynamics"):
         log.say("there is no dynamics model yet: no dream is shown")
@@ -150,10 +176,9 @@ def _dream(
     pipe: Pipeline, store: Store, run: Run, options: RenderOptions, first: np.ndarray
 ) -> tuple[list[Column], list[str], str]:
     """The one column of a pure dream, its headers, and its name."""
-    world, _ = store.world(run.device)
-    policy = Policy(store.component("controller", run.device)[0])
+    world, controller, _ = store.agent(run.device)
     how = panels.Dreaming(seed=seed_of(pipe, options), temperature=options.temperature, device=run.device)
-    dreamt = panels.pure_dream(world, policy, first, how, steps=options.steps or DREAM_STEPS)
+    dreamt = panels.pure_dream(world, Policy(controller), first, how, steps=options.steps or DREAM_STEPS)
     total, returns = len(dreamt.reward), np.concatenate([[0.0], np.cumsum(dreamt.reward)])
     headers = [f"dreamt return {value:.1f}  step {i}/{total}" for i, value in enumerate(returns)]
     return [Column("dream", dreamt.frames)], headers, f"dream-{seed_of(pipe, options)}"

@@ -20,7 +20,7 @@ from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run
 from wmrl.scoring import one_thread
 from wmrl.seeding import number
-from wmrl.store import Store
+from wmrl.store import WHERE, Store
 
 if TYPE_CHECKING:
     from wmrl.stages.render import RenderOptions
@@ -63,8 +63,9 @@ def choose(pipe: Pipeline, store: Store, log: Log, run: Run, options: "RenderOpt
 
 def _from_test(store: Store, log: Log, i: int) -> Subject:
     made = artifact.read(store.path("test"), "test")
-    if store.exists("controller") and made.parents.get("controller") != store.load("controller").hash:
-        log.warn(f"{store.path('test')} was made with another controller than the one that is there now")
+    present = {word: store.load(part).hash for part, word in WHERE.items() if store.exists(part)}
+    if moved := [word for word, hash_ in present.items() if made.parents.get(word) != hash_]:
+        log.warn(f"{store.path('test')} was made with another {' and another '.join(moved)} than is there now")
     name = made.facts["order"][0]
     found = episodes_in(made.tensors, f"{name}/episodes")
     if not 0 <= i < len(found):
@@ -104,8 +105,8 @@ def _actor(store: Store, log: Log, run: Run, games: Any) -> Actor:
     if not store.exists("controller"):
         log.say("there is no controller yet: the random policy acts")
         return White(games.actions)
-    world, _ = store.world(run.device)
-    return Agent(world, Policy(store.component("controller", run.device)[0]))
+    world, controller, _ = store.agent(run.device)
+    return Agent(world, Policy(controller))
 
 
 class _Camera:

@@ -98,9 +98,7 @@ test_controller.__test__ = False  # type: ignore[attr-defined]
 
 def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> list[Score]:
     """The scores of the protocols asked for, the main one first; what is stored already is not played again."""
-    world, parents = store.world(run.device)
-    store.fits("controller", store.load("controller"), parents)
-    controller, parents["controller"] = store.component("controller", run.device)
+    world, controller, parents = store.agent(run.device)
     tallies = {} if run.noreload else _stored(store, parents, log)
     asked = []
     for backend in dict.fromkeys(["gymnasium", options.backend]):

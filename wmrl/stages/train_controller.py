@@ -17,7 +17,7 @@ from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
 from wmrl.data.windows import windows
 from wmrl.dream import Dream, Dreamer
-from wmrl.errors import ArtifactError, ContractError
+from wmrl.errors import ContractError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.population import Rollouts
@@ -34,7 +34,7 @@ NAME = "controller"
 PER_THREAD = 32
 """Environments alive for each thread: a wave of CarRacing takes about half a minute, which is what a kill may cost."""
 DREAMERS = 1024
-"""Dreamt rows in a wave."""
+"""Dreamt rows in a wave, at most."""
 BANK = 1000
 """First frames, at most, that dreams begin at."""
 
@@ -118,9 +118,11 @@ class Progress:
         lanes = _lanes(pipe, run)
         alive = min(run.max_workers, PER_THREAD * run.threads)
         choices = {"environments": alive, "lanes": lanes, "torch_threads": torch.get_num_threads()}
+        choices["dreams"] = min(DREAMERS, run.max_workers * 16)
         part = None if run.noreload else store.load_part(NAME)
         if part is None:
-            complete = not run.noreload and store.exists(NAME) and _settled(store, parents, trainer)
+            there = store.exists(NAME) and not store.part(NAME).exists()
+            complete = not run.noreload and there and _settled(store, parents, trainer)
             if not complete:
                 log.rewind(-1)
             return cls(store, parents, trainer, choices, complete=complete)
@@ -163,9 +165,7 @@ def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> 
     made = store.load(NAME)
     if made.parents == parents and made.facts["trainer"] == trainer:
         return True
-    raise ArtifactError(
-        f"{store.part(NAME)} is missing: without it {store.path(NAME)} cannot be trained on; begin anew with --noreload"
-    )
+    raise continuing.missing(store, NAME)
 
 
 def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple[int, ...]:
@@ -208,7 +208,8 @@ def _grounds(
         bank = _bank(world, episodes, device)
         dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
         log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
-        return Rollouts([dream], Dreamer, controller, min(DREAMERS, run.max_workers * 16), device)
+        dreamer = functools.partial(Dreamer, device=device)
+        return Rollouts([dream], dreamer, controller, course.choices["dreams"], device)
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step = step

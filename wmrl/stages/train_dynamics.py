@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmrl import artifact, seeding
+from wmrl import artifact, continuing, seeding
 from wmrl.config import build, resolved
 from wmrl.data import codes
 from wmrl.data.windows import Source, windows
@@ -82,8 +82,13 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     _protect(store, run)
     representation: Any
     episodes, (representation, hash_) = store.episodes(), store.component("vae", run.device)
-    if store.exists(NAME) and not run.noreload:
+    store.sees(episodes.observation)
+    parents = {"data": episodes.lineage(), "representation": [hash_]}
+    if store.exists(NAME) and not run.noreload and not store.anew(NAME):
         store.fits(NAME, store.load(NAME), {"representation": hash_})  # before frames are encoded in vain
+        if not run.untrained and continuing.settled(store, NAME, pipe.fit.dynamics.steps, parents):
+            log.say(f"{store.path(NAME)} is complete: nothing to do")
+            return
     given = (representation.latent, episodes.actions)
     world = WorldModel(representation, fresh(pipe, given).to(run.device))
     facts: dict[str, Any] = {"untrained": run.untrained}
@@ -92,7 +97,6 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     else:
         source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run)
         data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
-        parents = {"data": episodes.lineage(), "representation": [hash_]}
         facts["fit"] = _fit(world, data, store, log, run, parents).facts()
         before = WorldModel(representation, fresh(pipe, given).to(run.device))
         facts["validation"] = report(world, before, data, log)
@@ -116,13 +120,14 @@ def fresh(pipe: Pipeline, given: tuple[Space, Actions]) -> Any:
 
 
 def _protect(store: Store, run: Run) -> None:
-    """An untrained model does not silently replace a trained one."""
-    if not run.untrained or run.noreload or not store.exists(NAME):
+    """An untrained model does not silently replace a trained one, nor the other way round."""
+    if run.noreload or not store.exists(NAME) or store.anew(NAME):
         return
-    if not store.load(NAME).facts.get("untrained"):
+    untrained = bool(store.load(NAME).facts.get("untrained"))
+    if run.untrained != untrained:
+        there, wanted = ("untrained", "a trained one") if untrained else ("trained", "the untrained baseline")
         raise ConfigError(
-            f"{store.path(NAME)} is trained; give the untrained baseline a --logdir of its own, "
-            "or replace it with --noreload"
+            f"{store.path(NAME)} is {there}; give {wanted} a --logdir of its own, or replace it with --noreload"
         )
 
 

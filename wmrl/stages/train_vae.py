@@ -12,7 +12,6 @@ from torch import Tensor
 from wmrl import artifact, continuing, interrupts, seeding
 from wmrl.config import build, resolved
 from wmrl.data.episodes import Episodes
-from wmrl.errors import ContractError
 from wmrl.fit import fit
 from wmrl.images import grid
 from wmrl.log import Log
@@ -20,7 +19,7 @@ from wmrl.pipeline import Fit, Pipeline
 from wmrl.representations import REPRESENTATIONS
 from wmrl.run import Run
 from wmrl.spec import Batch, Loss
-from wmrl.store import Store, follow
+from wmrl.store import Store, check_sees, follow
 
 NAME = "vae"
 SHOWN = 8
@@ -67,9 +66,7 @@ def fresh(pipe: Pipeline, episodes: Episodes) -> Any:
 
 def _refer(target: str, episodes: Episodes, store: Store, log: Log) -> None:
     """Let LOGDIR/vae.h5 be another run's representation, if it sees frames like these."""
-    (sees,) = follow(Path(target), NAME)[1].given
-    if sees != episodes.observation:
-        raise ContractError(f"{target} sees {sees}, but {episodes.path} holds {episodes.observation}")
+    check_sees(follow(Path(target), NAME)[1], Path(target), episodes.observation)
     store.refer(NAME, target)
     log.say(f"{store.path(NAME)} refers to {target}: nothing to train")
 

@@ -94,7 +94,8 @@ class Evolve:
         """
         search = _Search(self, controller, grounds)
         search.run()
-        vector_to_parameters(torch.as_tensor(search.course.best, dtype=torch.float32), controller.parameters())
+        weights = parameters_to_vector(controller.parameters())
+        vector_to_parameters(torch.as_tensor(search.course.best).to(weights), controller.parameters())
         return search.course.facts(search.strategy.mean)
 
 

@@ -1,0 +1,66 @@
+"""Curves of several runs in one picture."""
+
+import cv2
+import pytest
+from matplotlib.colors import to_rgba
+
+from wmrl import curves
+from wmrl.errors import ArtifactError
+from wmrl.log import Log
+
+A, B, C = "vae: kl", "vae: loss", "vae: nll"
+RUNS = {
+    "late": {B: ([0, 1], [2.0, 1.0])},
+    "both": {A: ([0, 1], [3.0, 2.0]), B: ([0, 1], [4.0, 3.0])},
+    "nothing": {},
+    "last": {C: ([5], [1.0]), B: ([0, 1], [9.0, 8.0])},
+}
+
+
+def colours(sheet):
+    """Run -> the colours that it has, of the legend and of all plots."""
+    (legend,) = sheet.legends
+    found = {
+        text.get_text(): {to_rgba(h.get_color())} for text, h in zip(legend.texts, legend.legend_handles, strict=True)
+    }
+    owners = {tuple(map(float, curve[1])): run for run, table in RUNS.items() for curve in table.values()}
+    for plot in sheet.axes:
+        for line in plot.lines:
+            found[owners[tuple(map(float, line.get_ydata()))]].add(to_rgba(line.get_color()))
+    return found
+
+
+def test_a_run_has_one_colour_everywhere_and_the_legend_has_every_run_that_is_drawn():
+    found = colours(curves.figure(RUNS))
+    assert list(found) == ["late", "both", "last"]
+    assert all(len(each) == 1 for each in found.values())
+    assert len(set.union(*found.values())) == 3
+
+
+@pytest.mark.parametrize("count", [2, 10, 11, 40])
+def test_no_two_runs_have_the_same_colour(count):
+    sheet = curves.figure({f"run-{i}": {A: ([0, 1], [i, i])} for i in range(count)})
+    assert len({to_rgba(line.get_color()) for line in sheet.axes[0].lines}) == count
+
+
+def test_a_single_run_needs_no_legend():
+    assert not curves.figure({"both": RUNS["both"]}).legends
+
+
+def test_a_picture_replaces_the_one_that_was_there(tmp_path):
+    with Log.quiet("train-vae", tmp_path / "run") as log:
+        for step in range(3):
+            log.metrics(step, {"loss": step})
+    path = tmp_path / "out" / "c.png"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    assert curves.draw([tmp_path / "run"], path) == path
+    assert cv2.imread(str(path)).std() > 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_logdir_that_is_not_there_is_named(tmp_path):
+    with Log.quiet("train-vae", tmp_path / "run") as log:
+        log.metrics(0, {"loss": 1})
+    with pytest.raises(ArtifactError, match="nowhere"):
+        curves.draw([tmp_path / "run", tmp_path / "nowhere"], tmp_path / "c.png")

@@ -1,0 +1,89 @@
+"""A dream as a stepping surface: where it begins, who goes on, how hot it is, when it ends."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wmrl.controllers.linear import Linear
+from wmrl.dream import Dream, Dreamer
+from wmrl.spec import Actions, Step
+from wmrl.world import WorldModel
+
+BANK = 100 * torch.arange(5.0)[:, None]
+
+
+class Itself(nn.Module):
+    """Latents are the codes; in dreams they are drawn."""
+
+    def draw(self, code, *, sample, rng):
+        assert sample
+        return code
+
+
+class Walk(nn.Module):
+    """A state is one number, which grows by the action and, in place of noise, by the temperature; it is the reward."""
+
+    feature_shape = (1,)
+
+    def start(self, latent, *, rng):
+        return {"z": latent}
+
+    def imagine(self, state, action, *, rng, temperature=1.0):
+        z = state["z"] + action + temperature
+        return Step({"z": z}, z[:, 0], (z[:, 0] % 100 < 3).float())
+
+    def features(self, state):
+        return state["z"]
+
+
+def dream(**how) -> Dream:
+    return Dream(WorldModel(Itself(), Walk()), Linear((1,), Actions(1, False)), BANK, **how)
+
+
+def still(rows: int) -> np.ndarray:
+    return np.zeros((rows, 1), np.float32)
+
+
+def test_a_seed_begins_at_its_frame_of_the_bank_in_any_company() -> None:
+    seeds = range(30)
+    first = dream().reset(seeds)
+    assert set(first.flatten().tolist()) == set(BANK.flatten().tolist())
+    assert torch.cat([dream().reset([seed]) for seed in seeds]).equal(first)
+    assert dream().reset(seeds[::-1]).equal(first.flip(0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1.25])
+def test_every_step_has_the_temperature_that_was_asked_for(temperature: float) -> None:
+    asleep = dream(temperature=temperature)
+    first = asleep.reset([3, 4]).flatten().numpy()
+    for steps in (1, 2):
+        out = asleep.step(still(2), np.arange(2))
+        np.testing.assert_allclose(out.reward, first + steps * temperature)
+        assert out.obs.flatten().tolist() == out.reward.tolist()
+
+
+def test_the_rows_that_are_left_go_on_from_where_they_were() -> None:
+    asleep, rows = dream(temperature=0.0), np.arange(6)
+    at = asleep.reset(range(6)).flatten().numpy().copy()
+    for ids in (rows, np.array([1, 2, 4, 5]), np.array([2, 5]), np.array([2, 5]), np.array([5])):
+        out = asleep.step(rows[ids, None].astype(np.float32) / 100, ids)
+        at[ids] += ids / 100
+        np.testing.assert_allclose(out.reward, at[ids], rtol=1e-6)
+        assert out.obs.flatten().tolist() == out.reward.tolist()
+
+
+def test_it_terminates_where_the_model_says_and_is_truncated_at_its_limit() -> None:
+    asleep, ids = dream(max_steps=4), np.arange(2)
+    asleep.reset([3, 4])
+    outs = [asleep.step(np.float32([[0.0], [-0.5]]), ids) for _ in range(4)]
+    assert [out.terminated.tolist() for out in outs] == [[False, False]] * 2 + [[True, False]] * 2
+    assert [out.truncated.tolist() for out in outs] == [[False, False]] * 3 + [[True, True]]
+
+
+def test_rows_are_kept_on_the_device_of_the_policy() -> None:
+    kept: list[torch.Tensor] = []
+    Dreamer(SimpleNamespace(keep=kept.append), "meta").keep(np.array([0, 2]))
+    assert kept[0].device.type == "meta" and len(kept[0]) == 2

@@ -1,0 +1,70 @@
+"""What a training state (`<name>.part.h5`) says: how far a stage is, and whether it goes on beside its artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmrl import files
+from wmrl.pipeline import Pipeline
+
+Tree = dict[str, Any]
+
+
+def read(part: Path, name: str) -> Tree | None:
+    """The training state of `name`; empty if it was begun anew (`--noreload`), None if there is none.
+
+    Raises:
+        ArtifactError: if it is damaged.
+    """
+    if not part.exists():
+        return None
+    with files.open(part, role=f"{name}.part") as file:
+        return files.get_tree(file)
+
+
+def progress(tree: Tree) -> str:
+    """How far a stage is, in words."""
+    if "tallies" in tree:
+        return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
+    done, found = tree.get("progress", tree).get("step"), _generations(tree)
+    generations = "" if found is None else f", {found} generations"
+    return "begun" if done is None else f"step {done:,}{generations}"
+
+
+def goes_on(tree: Tree, name: str, facts: Mapping[str, Any], pipe: Pipeline) -> bool:
+    """Whether a longer or another training than that of the complete artifact is under way.
+
+    A stage that ended with its `--minutes` does not go on: it counts as complete.
+
+    Args:
+        tree: The training state that lies beside the artifact.
+        name: "vae", "dynamics", "controller" or "test".
+        facts: What the artifact says of its training.
+        pipe: The logdir's pipeline, as the last call left it.
+    """
+    if not tree:
+        return True
+    if name == "controller":
+        return _search_goes_on(tree, facts, pipe)
+    if name not in ("vae", "dynamics"):  # a test adds protocols to an artifact that is complete by itself
+        return False
+    at, fit = tree["progress"], facts.get("fit") or {}
+    if (at["step"], at["seconds"]) != (fit.get("steps"), fit.get("seconds")):
+        return True
+    wanted: int = getattr(pipe.fit, name).steps
+    return bool(fit["complete"]) and not at["ended"] and at["step"] < wanted
+
+
+def _search_goes_on(tree: Tree, facts: Mapping[str, Any], pipe: Pipeline) -> bool:
+    """Whether a search is asked for other things than the artifact has, or has made other generations."""
+    had = facts.get("trainer", {})
+    if any(had.get(key) != value for key, value in pipe.trainer.items()):
+        return True
+    made = len(facts.get("history", {}).get("generation", ()))
+    return not tree["complete"] and _generations(tree) != made
+
+
+def _generations(tree: Tree) -> int | None:
+    """How many generations a search has made; None of what is no search."""
+    search = tree.get("tree") or {}
+    return len(search["history"]) if "history" in search else None
