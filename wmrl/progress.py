@@ -65,7 +65,8 @@ def over(done: float, total: float) -> bool:
 
 def counted(done: float, total: float, unit: str) -> str:
     """35/100 steps, or 35 steps if the total is unknown (0)."""
-    return f"{done:g}/{total:g} {unit}" if total else f"{done:g} {unit}"
+    some, all_ = (f"{round(number, 1):.12g}" for number in (done, total))
+    return f"{some}/{all_} {unit}" if total else f"{some} {unit}"
 
 
 def span(seconds: float) -> str:

@@ -123,3 +123,8 @@ def test_a_bar_of_unknown_length_shows_the_count_and_is_drawn_now_and_then(clock
     shown = stream.getvalue()
     assert "100 steps" in shown and "/0" not in shown and "inf" not in shown
     assert " 1 steps" in shown and " 50 steps" not in shown
+
+
+def test_large_numbers_are_written_out():
+    assert progress.counted(1234567, 2e6, "steps") == "1234567/2000000 steps"
+    assert progress.counted(0.91, 16, "episodes") == "0.9/16 episodes"
