@@ -24,6 +24,11 @@ COMMON = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def run(logdir: Path, *sets: str, stage=lambda *args: None, **settings) -> Store:
     """Run a stage that makes V."""
     module = types.ModuleType("a_stage")
@@ -81,8 +86,7 @@ def refuse(*args) -> None:
 
 
 @pytest.mark.parametrize("noreload", [False, True])
-def test_a_call_that_the_stage_refuses_leaves_all_as_it_was(tmp_path, monkeypatch, noreload):
-    monkeypatch.chdir(tmp_path)
+def test_a_call_that_the_stage_refuses_leaves_all_as_it_was(tmp_path, noreload):
     store = run(tmp_path / "x", "fit.vae.steps=5")
     store.save_part("vae", {"progress": {"step": 5}})
     (tmp_path / "runs/.last").write_text("another\n")
@@ -93,8 +97,7 @@ def test_a_call_that_the_stage_refuses_leaves_all_as_it_was(tmp_path, monkeypatc
     assert (tmp_path / "runs/.last").read_text() == "another\n"
 
 
-def test_a_first_call_that_is_refused_binds_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_first_call_that_is_refused_binds_nothing(tmp_path):
     with pytest.raises(ConfigError, match="positive"):
         run(tmp_path / "x", "seed=7", stage=refuse)
     assert not (tmp_path / "x" / sources.STORED).exists() and not (tmp_path / "runs/.last").exists()
