@@ -1,10 +1,14 @@
 """`wmrl data`: look at datasets, check them, convert them."""
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from wmrl.cli_stage import joined
 
 app = typer.Typer(
     help="Datasets of rollouts: info, check, import, export.",
@@ -21,13 +25,30 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 SCHEMA_VERSION = 1
 
 
-@app.command("info")
+def _common(quiet: Quiet = False, no_progress: NoProgress = False, debug: Debug = False) -> None:
+    """Options that every command of wmrl takes; here only `--debug` changes anything (see `wmrl.cli.main`)."""
+
+
+def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: its own options, then the common ones."""
+
+    def register(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+
+        def run(**given: Any) -> None:
+            command(**{key: given[key] for key in own})
+
+        run.__signature__ = joined(command, _common)  # type: ignore[attr-defined]
+        app.command(name, help=inspect.getdoc(command))(run)
+        return command
+
+    return register
+
+
+@_command("info")
 def info(
     path: Folder,
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-    debug: Debug = False,
 ) -> None:
     """Episodes, steps, returns, shapes, size, policy and versions of a dataset, finished or not."""
     from wmrl.data.info import info as describe
@@ -37,13 +58,10 @@ def info(
     typer.echo(_json(about) if as_json else "\n".join(lines(about)))
 
 
-@app.command("check")
+@_command("check")
 def check(
     path: Folder,
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-    debug: Debug = False,
 ) -> None:
     """Read a whole dataset and list what is wrong with it. Exit code 1 if anything is."""
     import dataclasses
@@ -63,7 +81,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command("import")
+@_command("import")
 def import_(
     source: Annotated[
         str,
@@ -77,9 +95,6 @@ def import_(
         ),
     ] = None,
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-    debug: Debug = False,
 ) -> None:
     """Convert rollouts made by other programs; interrupted and called again, it goes on."""
     from wmrl import interrupts
@@ -92,16 +107,13 @@ def import_(
     typer.echo(_json(about) if as_json else f"{out}: {episodes} episodes, {steps:,} steps")
 
 
-@app.command("export")
+@_command("export")
 def export(
     path: Folder,
     dataset_id: Annotated[
         str, typer.Option("--id", help="The Minari dataset's id: name/of-it-v0.", show_default=False)
     ],
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-    debug: Debug = False,
 ) -> None:
     """Write a dataset as a Minari dataset, without loss, into Minari's local folder."""
     from wmrl import interrupts

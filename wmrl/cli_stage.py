@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +65,21 @@ def _common(
     """Options that every stage has."""
 
 
+def joined(command: Callable[..., Any], common: Callable[..., Any], first: Sequence[str] = ()) -> inspect.Signature:
+    """The options of a command and those of many, as one signature for typer.
+
+    Args:
+        command: Its own parameters stand first, and hold where a common one has the same name.
+        common: Has the parameters that many commands take.
+        first: Names of common parameters that stand before the command's own.
+    """
+    own, more = inspect.signature(command).parameters, inspect.signature(common).parameters
+    before = [more[name] for name in first]
+    after = [p for name, p in more.items() if name not in first and name not in own]
+    order = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*before, *own.values(), *after)]
+    return inspect.Signature(order)
+
+
 def stage(
     app: typer.Typer, epilog: str, name: str, target: str, writes: str | None = None
 ) -> Callable[[Callable[..., Call]], Callable[..., None]]:
@@ -79,16 +94,13 @@ def stage(
     """
 
     def register(command: Callable[..., Call]) -> Callable[..., None]:
-        own, common = inspect.signature(command).parameters, inspect.signature(_common).parameters
-        first = [p for key, p in common.items() if key == "pipeline"]
-        rest = [p for key, p in common.items() if key != "pipeline" and key not in own]
-        order = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*first, *own.values(), *rest]]
+        own = inspect.signature(command).parameters
 
         def run(**given: Any) -> None:
             call = command(**{key: given.pop(key) for key in own})
             _run(name, target, writes, call, given)
 
-        run.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+        run.__signature__ = joined(command, _common, first=("pipeline",))  # type: ignore[attr-defined]
         app.command(name, help=inspect.getdoc(command), epilog=epilog)(run)
         return run
 

@@ -69,7 +69,7 @@ def some_batch(space: Space, actions: Actions = ONE, b: int = B, t: int = T) -> 
     return Batch(latents(space, b, t + 1), some_actions(actions, b, t), reward, ends, torch.ones(b, t))
 
 
-def same(a, b, atol: float = 0.0) -> None:
+def assert_same(a, b, atol: float = 0.0) -> None:
     tree_map(lambda x, y: torch.testing.assert_close(x, y, atol=atol, rtol=atol) or x, a, b)
 
 
@@ -144,14 +144,14 @@ def test_rows_are_independent(space, table):
     changed[2] = latents(space, 1, seed=5)[0]
     other = world.observe(start, batch.action[:, 0], changed, seeded(0))
     rest = torch.tensor([0, 1, 3])
-    same(take(after, rest), take(other, rest))
-    same(
+    assert_same(take(after, rest), take(other, rest))
+    assert_same(
         take(world.imagine(after, batch.action[:, 1], seeded(3)).state, rest),
         take(world.imagine(other, batch.action[:, 1], seeded(3)).state, rest),
     )
     mixed = where(torch.tensor([True, False, True, False]), start, after)
-    same(take(mixed, torch.tensor([0, 2])), take(start, torch.tensor([0, 2])))
-    same(take(mixed, torch.tensor([1, 3])), take(after, torch.tensor([1, 3])))
+    assert_same(take(mixed, torch.tensor([0, 2])), take(start, torch.tensor([0, 2])))
+    assert_same(take(mixed, torch.tensor([1, 3])), take(after, torch.tensor([1, 3])))
 
 
 @models
@@ -159,7 +159,7 @@ def test_a_row_is_the_same_in_any_batch(space, table):
     world, batch = make(space, table), some_batch(space)
     whole = world.observe(world.start(batch.obs[:, 0]), batch.action[:, 0], batch.obs[:, 1])
     alone = world.observe(world.start(batch.obs[2:3, 0]), batch.action[2:3, 0], batch.obs[2:3, 1])
-    same(take(whole, torch.tensor([2])), alone, atol=1e-6)
+    assert_same(take(whole, torch.tensor([2])), alone, atol=1e-6)
 
 
 @models
@@ -169,7 +169,7 @@ def test_steps_return_new_states(space, table):
     copy = tree_map(torch.clone, state)
     world.observe(state, batch.action[:, 0], batch.obs[:, 1], seeded(0))
     world.imagine(state, batch.action[:, 0], seeded(0))
-    same(state, copy)
+    assert_same(state, copy)
 
 
 @models
@@ -186,7 +186,7 @@ def test_equal_randomness_gives_equal_results(space, table, actions):
         world.loss(batch, seeded(2))[0],
         world.imagine(world.start(batch.obs[:, 0]), batch.action[:, 0], seeded(2)),
     ]
-    same(tuple(first), tuple(second))
+    assert_same(tuple(first), tuple(second))
     state = torch.random.get_rng_state()
     world.imagine(world.start(batch.obs[:, 0]), batch.action[:, 0], seeded(2))
     assert state.equal(torch.random.get_rng_state())
@@ -208,7 +208,7 @@ def test_saved_and_loaded_it_gives_the_same(space, table, tmp_path):
     back = WorldModel(Still(space), rebuild(read(tmp_path / "dynamics.h5", "dynamics")))
     assert read(tmp_path / "dynamics.h5", "dynamics").hash == made.hash
     torch.testing.assert_close(back.loss(batch, seeded(0))[0], world.loss(batch, seeded(0))[0], atol=0, rtol=0)
-    same(
+    assert_same(
         back.imagine(back.start(batch.obs[:, 0]), batch.action[:, 0], seeded(0)),
         world.imagine(world.start(batch.obs[:, 0]), batch.action[:, 0], seeded(0)),
     )

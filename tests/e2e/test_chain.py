@@ -186,5 +186,9 @@ def test_the_chain_runs_on_cuda(tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(PIPELINE)
     for stage in STAGES:
         wmrl_(tmp_path, stage, "toy.toml", "--device", "cuda")
+    logdir = tmp_path / "runs/toy/seed-3"
+    for stage in ("train-vae", "train-dynamics"):
+        assert "on cuda" in (logdir / "logs" / f"{stage}.log").read_text()
+    assert {path.stem for path in logdir.glob("*.h5")} >= {"vae", "dynamics", "controller", "test"}
     wmrl_(tmp_path, "train-controller", "toy.toml", "--device", "cuda", "--noreload", "--where", "dream")
     wmrl_(tmp_path, "render", "toy.toml", "--device", "cuda", "--fresh", "--steps", "5")

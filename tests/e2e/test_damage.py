@@ -84,7 +84,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*.h5"))}
 
 
-def refused(launch, folder: Path, name: str, damage) -> None:
+def assert_refused(launch, folder: Path, name: str, damage) -> None:
     """Damage a file, call a stage that reads it, and put the file back."""
     path = file_of(folder, name)
     good = path.read_bytes()
@@ -119,13 +119,13 @@ def _names(cases: list) -> list[str]:
 
 @pytest.mark.parametrize(("name", "damage"), [*CASES, ("pipeline.json", truncated)])
 def test_a_damaged_file_is_one_line_and_exit_3(name, damage, launch, whole) -> None:
-    refused(launch, whole, name, damage)
+    assert_refused(launch, whole, name, damage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), REST, ids=_names(REST))
 def test_every_kind_of_damage_to_every_file(name, damage, launch, whole) -> None:
-    refused(launch, whole, name, damage)
+    assert_refused(launch, whole, name, damage)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_plain_hdf5_file_is_foreign(launch, whole, tmp_path) -> None:
     path = tmp_path / "plain.h5"
     with h5py.File(path, "w") as file:
         file["weights"] = np.zeros(3)
-    refused(launch, whole, "vae.h5", lambda good: path.read_bytes())
+    assert_refused(launch, whole, "vae.h5", lambda good: path.read_bytes())
 
 
 def test_damaged_codes_are_made_again(launch, reference, tmp_path) -> None:

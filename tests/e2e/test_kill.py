@@ -54,7 +54,7 @@ def contents(folder: Path, stage: str) -> dict[str, bytes]:
     return {"hash": made.hash.encode(), "parents": repr(sorted(made.parents.items())).encode(), **parts}
 
 
-def repeated(stage: str, whole, runs) -> None:
+def assert_little_is_repeated(stage: str, whole, runs) -> None:
     """Check that the interrupted runs together did little more than the uninterrupted one."""
     again = len(runs) - 1
     steps = sum(len(ran.of("gradient")) for ran in runs) - len(whole.of("gradient"))
@@ -67,7 +67,7 @@ def finished_shards(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / DATA).glob("shard-*[0-9].h5")}
 
 
-def interrupt_and_continue(launch, reference, folder: Path, stage: str, fault: dict) -> None:
+def assert_continues_as_if_uninterrupted(launch, reference, folder: Path, stage: str, fault: dict) -> None:
     """Strike, check what is left, continue, compare with the uninterrupted run."""
     reference.before(stage, folder)
     first = launch.stage(folder, stage, fault=fault)
@@ -84,17 +84,17 @@ def interrupt_and_continue(launch, reference, folder: Path, stage: str, fault: d
     assert contents(folder, stage) == contents(reference.folder, stage), f"{stage} ended otherwise after {fault}"
     assert shards.items() <= finished_shards(folder).items(), "a finished shard was made again"
     assert not list(folder.rglob("*.tmp-*")), "something half-written was left behind"
-    repeated(stage, reference.ran[stage], [first, second])
+    assert_little_is_repeated(stage, reference.ran[stage], [first, second])
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_called_again_a_stage_ends_as_if_nothing_had_happened(stage, launch, reference, tmp_path) -> None:
-    interrupt_and_continue(launch, reference, tmp_path, stage, MOMENTS[stage])
+    assert_continues_as_if_uninterrupted(launch, reference, tmp_path, stage, MOMENTS[stage])
 
 
 @pytest.mark.parametrize("stage", SIGNALS)
 def test_asked_to_stop_a_stage_saves_and_continues(stage, launch, reference, tmp_path) -> None:
-    interrupt_and_continue(launch, reference, tmp_path, stage, SIGNALS[stage])
+    assert_continues_as_if_uninterrupted(launch, reference, tmp_path, stage, SIGNALS[stage])
 
 
 @pytest.mark.slow
@@ -106,7 +106,9 @@ def test_killed_at_any_of_twenty_moments(stage, launch, reference, tmp_path) -> 
     moments = sorted({1, events, *draws.permutation(np.arange(2, events))[:18].tolist()})
     for k, at in enumerate([*moments, *[events // 2] * (20 - len(moments))]):
         folder = tmp_path / str(k)
-        interrupt_and_continue(launch, reference, folder, stage, {"at": at, "when": ("before", "after")[k % 2]})
+        assert_continues_as_if_uninterrupted(
+            launch, reference, folder, stage, {"at": at, "when": ("before", "after")[k % 2]}
+        )
         shutil.rmtree(folder)
 
 

@@ -175,7 +175,9 @@ def test_a_changed_key_of_a_begun_stage_names_itself(store, override, message):
 )
 def test_growth_and_stages_to_come_may_change(store, override):
     begun(store, "vae")
+    before = store.pipe.table()
     reconcile(store.logdir, store.pipe, pipeline.load(None, [override]))
+    assert store.pipe.table() == before != pipeline.load(None, [override]).table()  # something did change
 
 
 def test_the_target_at_which_a_search_stops_may_change(store):
