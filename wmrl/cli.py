@@ -119,7 +119,7 @@ def test_controller(
         str, typer.Option(help="envpool: score on envpool's game too, beside gymnasium's.")
     ] = "gymnasium",
     capture_video: Annotated[bool, _option("Film the recorded episodes.", "--capture-video")] = False,
-    noreload: Annotated[bool, _option("Play all episodes again.", "--noreload")] = False,
+    noreload: Annotated[bool, _option("Play the episodes of this protocol again.", "--noreload")] = False,
 ) -> Call:
     """Score the trained controller on fixed test episodes; every return is kept."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wmrl.errors import ConfigError
 from wmrl.session import Asked, Session
 
 
@@ -111,7 +112,7 @@ def _run(name: str, target: str, writes: str | None, call: Call, common: dict[st
     from wmrl import session
 
     flags = {"seed": common["seed"], "env.id": common["env_id"], **call.flags}
-    source = common["pipeline"] or common["pipeline_option"]
+    source = _one_of(common["pipeline"], common["pipeline_option"])
     asked = Asked(source, common["logdir"], common["data"], tuple(common["set_"] or ()), flags)
     found = session.resolve(asked, writes=writes, anew=bool(call.run.get("noreload")))
     if common["print_config"]:
@@ -122,6 +123,13 @@ def _run(name: str, target: str, writes: str | None, call: Call, common: dict[st
 
     interrupts.install()
     launch(name, target, found, common, call.run, call.options, writes=writes)
+
+
+def _one_of(argument: str | None, option: str | None) -> str | None:
+    """The pipeline, wherever it was named."""
+    if argument is not None and option is not None and argument != option:
+        raise ConfigError(f"the pipeline is {argument!r} by the argument and {option!r} by --pipeline; name one")
+    return option if argument is None else argument
 
 
 def _print_config(found: Session) -> None:

@@ -148,7 +148,9 @@ def _at(where: str, key: str) -> str:
 
 def _cast(value: Any, want: Any, where: str, default: Any) -> Any:
     table: Any = next((a for a in (want, *typing.get_args(want)) if dataclasses.is_dataclass(a)), None)
-    if table is not None and isinstance(value, Mapping):
+    if table is not None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected {type_name(want)}, got {value!r}")
         bound = bind(table, value, where)
         given = dataclasses.is_dataclass(default) and not isinstance(default, type)
         return dataclasses.replace(default, **bound) if given else table(**bound)
@@ -163,11 +165,14 @@ def _validate(value: Any, want: Any, where: str) -> Any:
     except TypeError:
         raise ConfigError(f"{where}: expected {type_name(want)}, got {value!r}") from None
     try:
-        return pydantic.TypeAdapter(want).validate_json(text, strict=True)
+        finite = pydantic.ConfigDict(allow_inf_nan=False)
+        return pydantic.TypeAdapter(want, config=finite).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = where + "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
         if typing.get_origin(want) is typing.Literal:
             choices = ", ".join(repr(a) for a in typing.get_args(want))
             raise ConfigError(f"{place}: {value!r} is not one of {choices}") from None
+        if first["type"] == "finite_number":
+            raise ConfigError(f"{place}: must be a finite number, got {value!r}") from None
         raise ConfigError(f"{place}: expected {type_name(want)}, got {value!r}") from None

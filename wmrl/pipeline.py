@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from wmrl import config
 from wmrl.errors import ArtifactError, ConfigError
-from wmrl.sources import DEFAULT, STORED, read, with_overrides
+from wmrl.sources import DEFAULT, STORED, is_logdir, read, with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def read_checked(source: str) -> tuple[Pipeline, dict[str, Any]]:
     try:
         return parse(table), table
     except ConfigError as error:
-        if Path(source).is_dir():
+        if is_logdir(source):
             raise ArtifactError(f"{Path(source) / STORED}: {error}") from error
         raise
 

@@ -58,6 +58,30 @@ class Meter:
         return rate if self.left <= 0 else f"{rate}, {span(self.left)} left"
 
 
+class Rate:
+    """Steps per second over the last seconds.
+
+    Args:
+        memory: How many seconds count as the last ones.
+    """
+
+    def __init__(self, memory: float = 10.0) -> None:
+        self._memory, self._began, self._steps, self._value = memory, 0.0, 0, 0.0
+
+    def add(self, steps: int) -> float:
+        """Count `steps` more, and give the rate."""
+        if not self._began:
+            self._began = time.monotonic()
+            return 0.0
+        self._steps += steps
+        passed = time.monotonic() - self._began
+        if passed >= self._memory or (passed > 1 and not self._value):
+            self._value = self._steps / passed
+        if passed >= self._memory:
+            self._began, self._steps = time.monotonic(), 0
+        return self._value
+
+
 def over(done: float, total: float) -> bool:
     """Whether all is done; never if the total is unknown (0)."""
     return 0 < total <= done

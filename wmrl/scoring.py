@@ -179,8 +179,8 @@ class _Meter:
         self._ages = {i: self._ages.get(i, 0) + 1 for i, ended in zip(ids.tolist(), over, strict=True) if not ended}
         running = sum(min(age / self._longest, 0.99) for age in self._ages.values()) if self._longest else 0.0
         note = f"{self._steps / max(time.monotonic() - self._began, 1e-9):,.0f} steps/s"
-        if len(self._tally.returns):
-            note += f", mean return {self._tally.returns.mean():.1f}"
+        if played := len(self._tally.returns):
+            note += f", mean return of the first {played} {self._tally.returns.mean():.1f}"
         done = math.floor(10 * (self._over + running)) / 10
         self._log.progress(done, self._tally.protocol.episodes, "episodes", note)
 

@@ -74,7 +74,7 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
     if asked.data is not None and os.path.realpath(asked.data) != os.path.realpath(pipe.data):
         sets = (*sets, *flags_as_sets({"data": asked.data}))
         pipe = _override(table, sets, own.env.id)
-    folder = logdir or (Path(source) if Path(source).is_dir() else pipeline.logdir_of(pipe, own.env.id))
+    folder = logdir or (Path(source) if sources.is_logdir(source) else pipeline.logdir_of(pipe, own.env.id))
     if not (folder / STORED).exists():
         return Session(pipe, folder, sets)
     begins = writes if anew else None
@@ -101,7 +101,7 @@ def last() -> Path | None:
         path = Path(LAST.read_text().strip())
     except (OSError, ValueError):
         return None
-    return path if path.is_dir() and (path / STORED).exists() else None
+    return path if sources.is_logdir(str(path)) else None
 
 
 def _source(asked: Asked) -> tuple[str, Path | None]:

@@ -42,16 +42,23 @@ def read(source: str) -> tuple[str, dict[str, Any]]:
         ArtifactError: if `source` is a folder without a stored pipeline.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_logdir(source):
         return _stored(path)
     if path.suffix == ".toml":
         return path.stem, _toml(path)
     found = [folder / f"{source}.toml" for folder in _folders() if (folder / f"{source}.toml").exists()]
     if found:
         return source, _toml(found[0])
+    if path.is_dir():
+        raise _no_logdir(path)
     if source == DEFAULT:
         return source, {"representation": {"kind": "vae"}}
     raise ConfigError(f"there is no pipeline {source!r} in pipelines/{config.hint(source, names())}")
+
+
+def is_logdir(source: str) -> bool:
+    """Whether `source` names a logdir; a folder without a stored pipeline leaves the name to `pipelines/`."""
+    return Path(source, STORED).exists()
 
 
 def names() -> list[str]:
@@ -95,11 +102,15 @@ def _kept(logdir: Path) -> dict[str, Any]:
             raise ValueError("it is no pipeline")
         return _from_here(kept, logdir)
     except FileNotFoundError:
-        raise ArtifactError(f"{logdir} holds no {STORED}: it is no logdir of wmrl") from None
+        raise _no_logdir(logdir) from None
     except OSError as error:
         raise ArtifactError(f"{logdir / STORED} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
+
+
+def _no_logdir(folder: Path) -> ArtifactError:
+    return ArtifactError(f"{folder} holds no {STORED}: it is no logdir of wmrl")
 
 
 def place(logdir: Path) -> dict[str, str]:

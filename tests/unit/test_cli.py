@@ -87,6 +87,16 @@ def test_flags_set_keys(capsys, stage, flags, keys):
         ("train-vae nope", 2, "error: there is no pipeline 'nope'"),
         ("train-vae --set a=1", 2, "error: a: unknown key"),
         ("train-vae --set fit.vae.stepz=1", 2, "did you mean 'steps'?"),
+        (
+            "train-vae carracing-quick --pipeline x",
+            2,
+            "error: the pipeline is 'carracing-quick' by the argument and 'x'",
+        ),
+        (
+            "train-dynamics --set dynamics.termination_weight=nan",
+            2,
+            "error: dynamics.termination_weight: must be a finite",
+        ),
         ("train-vae --frobnicate", 2, "No such option"),
         ("train-vae --steps many", 2, "Invalid value for '--steps'"),
         ("train-vae --steps 0", 2, "error: fit.vae.steps: must be greater than 0, got 0"),

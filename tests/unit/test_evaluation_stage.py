@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wmrl import artifact, interrupts, scoring
-from wmrl.errors import ArtifactError, ContractError, Stopped, TargetMissed
+from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped, TargetMissed
 from wmrl.evaluation import baseline_text, protocol, scores_in
 from wmrl.log import Log
 from wmrl.recording import Episode, episodes_in, unpack
@@ -64,6 +64,16 @@ def test_the_episodes_kept_can_be_filmed_at_once(tmp_path, capsys, parts):
     films = [store.logdir / "videos" / f"toy-v0-5-episode-{i}.mp4" for i in (0, 1)]
     assert json.loads(capsys.readouterr().out)["files"] == [str(film) for film in films]
     assert all(film.stat().st_size > 1000 for film in films)
+
+
+def test_what_is_filmed_is_what_was_asked_for(tmp_path, capsys, parts):
+    """The protocol asked for stands first in the file, also where all was played before."""
+    store = parts(tmp_path / "run")
+    for options in ({"episodes": 3, "max_steps": 2}, {"episodes": 1}):
+        run_test(store, **options)
+    made = run_test(store, episodes=3, max_steps=2, capture_video=True)
+    assert made.facts["order"] == ["toy-v0-3-max2", "toy-v0-1"]
+    assert capsys.readouterr().out.rstrip().endswith("toy-v0-3-max2-episode-1.mp4")
 
 
 def test_a_second_call_plays_nothing(tmp_path, toy, parts):
@@ -146,6 +156,37 @@ def test_scores_under_other_protocols_stay_in_the_file(tmp_path, parts):
     np.testing.assert_array_equal(few.lengths, many.lengths[:2])
 
 
+def test_playing_one_protocol_again_keeps_the_others(tmp_path, toy, parts):
+    store = parts(tmp_path / "run")
+    run_test(store)
+    toy.played.clear()
+    made = run_test(store, episodes=2, noreload=True)
+    assert len(toy.played) == 2
+    assert list(scores_in(made)) == ["toy-v0-2", "toy-v0-5"]
+
+
+def test_a_test_in_progress_survives_one_under_another_protocol(tmp_path, toy, monkeypatch, parts):
+    """Episodes that were played stay, whatever goes wrong while others are saved."""
+    store = parts(tmp_path / "run")
+    toy.calls, toy.die_at = 0, 8
+    with pytest.raises(KeyboardInterrupt):
+        run_test(store)
+    toy.die_at = None
+    before = store.load_part("test")
+    monkeypatch.setattr(store, "save", lambda *args: pytest.fail("the disk is full"))
+    with pytest.raises(pytest.fail.Exception):
+        run_test(store, episodes=1)
+    kept = {tree["protocol"]["episodes"]: tree["returns"] for tree in store.load_part("test")["tallies"]}
+    assert len(kept[5]) == len(before["tallies"][0]["returns"]) > 0
+
+
+@pytest.mark.parametrize("target", ["nan", "inf"])
+def test_a_target_is_a_number(tmp_path, toy, target, parts):
+    with pytest.raises(ConfigError, match="--target-return must be a finite number"):
+        run_test(parts(tmp_path / "run"), target_return=float(target))
+    assert toy.played == []
+
+
 def test_max_steps_cuts_and_is_named(tmp_path, parts):
     made = run_test(parts(tmp_path / "run"), max_steps=2)
     score = scores_in(made)["toy-v0-5-max2"]
@@ -198,6 +239,16 @@ def test_a_baseline_under_another_protocol_is_marked(tmp_path, capsys, parts):
 def test_a_baseline_that_was_not_tested_says_what_to_run_before_anything_is_played(tmp_path, toy, parts):
     other, store = parts(tmp_path / "other"), parts(tmp_path / "own")
     with pytest.raises(ArtifactError, match=r"other.*test\.h5.*wmrl test-controller"):
+        run_test(store, baselines=(other.logdir,))
+    assert toy.played == []
+
+
+def test_a_baseline_of_other_parts_than_lie_there_is_refused(tmp_path, toy, parts):
+    other, store = parts(tmp_path / "other"), parts(tmp_path / "own")
+    run_test(other)
+    parts(tmp_path / "other", scale=0.9)
+    toy.played.clear()
+    with pytest.raises(ContractError, match=r"another controller.*run wmrl test-controller --logdir .*other"):
         run_test(store, baselines=(other.logdir,))
     assert toy.played == []
 

@@ -74,6 +74,14 @@ def test_a_logdir_as_pipeline_may_serve_another_logdir():
     assert pipe.seed == 7 and logdir == Path("there")
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_pipeline():
+    Path("carracing-quick").mkdir()
+    assert resolve(Asked(pipeline="carracing-quick"))[0].name == "carracing-quick"
+    Path("empty").mkdir()
+    with pytest.raises(ArtifactError, match="empty holds no pipeline.json"):
+        resolve(Asked(pipeline="empty"))
+
+
 def test_flags_make_runs_of_their_own():
     asked = Asked(pipeline="carracing-mdnrnn", flags={"seed": 3, "env.size": None})
     assert str(resolve(asked)[1]) == "runs/carracing-mdnrnn/seed-3"

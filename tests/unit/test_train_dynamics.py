@@ -129,10 +129,8 @@ def test_equal_runs_give_equal_weights(pipe, store, tmp_path):
     assert train(pipe, store).hash == store.load("dynamics").hash  # nothing left to do
 
 
-def test_a_stopped_training_ends_with_the_same_bits(pipe, store, tmp_path, monkeypatch):
-    whole = train(pipe, store).hash
-    other = Store(tmp_path / "other", pipe)
-    vae(other)
+def stop_in_the_middle(pipe, store, monkeypatch):
+    """A signal comes in the second validation."""
     plain, calls = stage.evaluate, []
 
     def evaluate(*args):
@@ -143,9 +141,16 @@ def test_a_stopped_training_ends_with_the_same_bits(pipe, store, tmp_path, monke
 
     monkeypatch.setattr(stage, "evaluate", evaluate)
     with pytest.raises(Stopped):
-        train(pipe, other)
-    assert not other.exists("dynamics")
+        train(pipe, store)
+    assert not store.exists("dynamics")
     monkeypatch.setattr(interrupts, "_pending", None)
+
+
+def test_a_stopped_training_ends_with_the_same_bits(pipe, store, tmp_path, monkeypatch):
+    whole = train(pipe, store).hash
+    other = Store(tmp_path / "other", pipe)
+    vae(other)
+    stop_in_the_middle(pipe, other, monkeypatch)
     assert train(pipe, other).hash == whole
 
 
@@ -178,6 +183,13 @@ def test_training_replaces_an_untrained_one_only_when_told(pipe, store):
         train(pipe, store)
     assert train(pipe, store, dataclasses.replace(RUN, noreload=True)).hash != first
     assert store.load("dynamics").facts["untrained"] is False
+
+
+def test_an_untrained_one_does_not_cut_off_a_training_under_way(pipe, store, monkeypatch):
+    stop_in_the_middle(pipe, store, monkeypatch)
+    with pytest.raises(ConfigError, match="a training under way"):
+        train(pipe, store, dataclasses.replace(RUN, untrained=True))
+    assert train(pipe, store).facts["untrained"] is False
 
 
 def test_the_memory_of_a_z_only_model_is_hidden_from_controllers(pipe, store):

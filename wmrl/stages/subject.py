@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from wmrl import artifact
+from wmrl.artifact import Artifact
 from wmrl.data.policies import White
 from wmrl.envs import make
 from wmrl.errors import ConfigError
@@ -20,7 +22,7 @@ from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run
 from wmrl.scoring import one_thread
 from wmrl.seeding import number
-from wmrl.store import WHERE, Store
+from wmrl.store import WHERE, Store, follow
 
 if TYPE_CHECKING:
     from wmrl.stages.render import RenderOptions
@@ -63,14 +65,23 @@ def choose(pipe: Pipeline, store: Store, log: Log, run: Run, options: "RenderOpt
 
 def _from_test(store: Store, log: Log, i: int) -> Subject:
     made = artifact.read(store.path("test"), "test")
-    present = {word: store.load(part).hash for part, word in WHERE.items() if store.exists(part)}
-    if moved := [word for word, hash_ in present.items() if made.parents.get(word) != hash_]:
-        log.warn(f"{store.path('test')} was made with another {' and another '.join(moved)} than is there now")
+    if others := moved(made, store.logdir):
+        log.warn(f"{store.path('test')} was made with another {' and another '.join(others)} than is there now")
     name = made.facts["order"][0]
     found = episodes_in(made.tensors, f"{name}/episodes")
     if not 0 <= i < len(found):
         raise ConfigError(f"--episode {i}: {store.path('test')} holds episodes 0 to {len(found) - 1}; others: --fresh")
     return Subject(found[i], f"{name}-episode-{i}", made.facts["scores"][name]["fps"])
+
+
+def moved(made: Artifact, logdir: Path) -> list[str]:
+    """Which parts in `logdir` ("controller", ...) are others than those that `made` was made with.
+
+    Raises:
+        ArtifactError, ContractError: as `store.follow`, for a part that is there.
+    """
+    present = {word: follow(logdir, part)[1].hash for part, word in WHERE.items() if (logdir / f"{part}.h5").exists()}
+    return [word for word, hash_ in present.items() if made.parents.get(word) != hash_]
 
 
 def _from_data(store: Store, i: int) -> Subject:

@@ -1,6 +1,8 @@
 """Score the trained controller: fixed test seeds, a named protocol, every return kept."""
 
 import io
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from wmrl import artifact
 from wmrl.artifact import Artifact
 from wmrl.curves import label
 from wmrl.envs.names import canonical
-from wmrl.errors import ArtifactError, ConfigError, TargetMissed
+from wmrl.errors import ArtifactError, ConfigError, ContractError, TargetMissed
 from wmrl.evaluation import Score, protocol, random_score, scores_in
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
@@ -24,6 +26,7 @@ from wmrl.rollout import Agent, Policy
 from wmrl.run import Run
 from wmrl.scoring import Tally, complete, environments, game_seeds
 from wmrl.stages.render import RenderOptions, draw
+from wmrl.stages.subject import moved
 from wmrl.store import Store
 
 RECORDED = 2  # episodes kept whole, for `render`
@@ -73,7 +76,7 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     Raises:
         ArtifactError: if a part, or a baseline's score, is missing.
         ConfigError: if a flag's number makes no sense.
-        ContractError: if the parts were not made for each other.
+        ContractError: if the parts were not made for each other, or a baseline's score is of other parts.
         TargetMissed: if the mean return is below the target; everything is saved and shown before.
         Stopped: after a signal; the episodes finished are kept.
     """
@@ -81,13 +84,18 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     for flag, value in {"--episodes": options.episodes, "--max-steps": options.max_steps}.items():
         if value is not None and value < 1:
             raise ConfigError(f"{flag} must be at least 1, got {value}")
+    if options.target_return is not None and not math.isfinite(options.target_return):
+        raise ConfigError(f"--target-return must be a finite number, got {options.target_return}")
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
     scores = _play(pipe, store, log, run, options)
     numbers = asdict(scores[0].summary())
-    log.rewind(-1)
-    log.metrics(0, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
+    step = store.load("controller").facts.get("global_step", 0)
+    log.rewind(step - 1)
+    log.metrics(step, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
+    rows = _rows(str(store.logdir), scores, others)
+    log.out(_table(rows))
     films = _film(pipe, store, log, run, len(scores[0].returns)) if options.capture_video else []
-    _show(log, _rows(str(store.logdir), scores, others), options.target_return, films)
+    log.result(_record(rows, options.target_return, films))
     mean = float(scores[0].returns.mean())
     if options.target_return is not None and mean < options.target_return:
         raise TargetMissed(f"the mean return {mean:.1f} is below the target {options.target_return:g}")
@@ -99,8 +107,7 @@ test_controller.__test__ = False  # type: ignore[attr-defined]
 def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> list[Score]:
     """The scores of the protocols asked for, the main one first; what is stored already is not played again."""
     world, controller, parents = store.agent(run.device)
-    tallies = {} if run.noreload else _stored(store, parents, log)
-    asked = []
+    tallies, asked = _stored(store, parents, log), []
     for backend in dict.fromkeys(["gymnasium", options.backend]):
         wanted = protocol(
             canonical(pipe.env.id)[0],
@@ -109,7 +116,8 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
             backend=backend,
         )
         asked.append(wanted.id)
-        tallies.setdefault(wanted.id, Tally(wanted, environments(wanted, run.threads, run.max_workers)))
+        if run.noreload or wanted.id not in tallies:
+            tallies[wanted.id] = Tally(wanted, environments(wanted, run.threads, run.max_workers))
     ordered = {name: tallies[name] for name in [*asked, *tallies]}
 
     def save() -> None:
@@ -118,13 +126,13 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
     missing = [ordered[name] for name in asked if not ordered[name].complete]
     for tally in missing:
         _play_one(tally, pipe, Agent(world, Policy(controller)), log, run, save)
-    if missing or not store.exists("test"):
-        _save(store, parents, [t for t in ordered.values() if t.complete])
-        store.drop_part("test")
-        if not all(t.complete for t in ordered.values()):
-            save()
-    else:
+    over = [tally for tally in ordered.values() if tally.complete]
+    if not _save(store, parents, over):
         log.say(f"{store.path('test')} is up to date")
+    if len(over) < len(ordered):
+        save()
+    else:
+        store.drop_part("test")
     return [ordered[name].score for name in asked]
 
 
@@ -165,7 +173,8 @@ def _tally(made: Artifact, name: str, score: Score) -> Tally:
     return Tally(score.protocol, about["environments"], *columns, episodes, about["fps"])
 
 
-def _save(store: Store, parents: dict[str, str], tallies: Sequence[Tally]) -> None:
+def _save(store: Store, parents: dict[str, str], tallies: Sequence[Tally]) -> bool:
+    """Write the scores, the one asked for first; whether anything about them is new."""
     tensors: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {}
     for tally in tallies:
@@ -182,7 +191,7 @@ def _save(store: Store, parents: dict[str, str], tallies: Sequence[Tally]) -> No
             "summary": score.summary().record(),
         }
     facts = {"scores": about, "order": list(about)}
-    store.save("test", Artifact("test", tensors=tensors, parents=parents, facts=facts))
+    return store.save("test", Artifact("test", tensors=tensors, parents=parents, facts=facts))
 
 
 def _seeds(tally: Tally) -> np.ndarray:
@@ -190,11 +199,19 @@ def _seeds(tally: Tally) -> np.ndarray:
 
 
 def _baseline(logdir: Path, logdirs: Sequence[Path]) -> list[tuple[str, Score]]:
-    """The stored scores of another logdir."""
-    path = logdir / "test.h5"
+    """The stored scores of another logdir.
+
+    Raises:
+        ArtifactError: if there are none.
+        ContractError: if they are of other parts than those that lie beside them.
+    """
+    path, again = logdir / "test.h5", f"run wmrl test-controller --logdir {shlex.quote(str(logdir))}"
     if not path.exists():
-        raise ArtifactError(f"{path} is missing: run wmrl test-controller {logdir} before it can be a baseline")
-    return [(label(logdir, logdirs), score) for score in scores_in(artifact.read(path, "test")).values()]
+        raise ArtifactError(f"{path} is missing: {again} before it can be a baseline")
+    made = artifact.read(path, "test")
+    if others := moved(made, logdir):
+        raise ContractError(f"{path} was made with another {' and another '.join(others)} than is there now: {again}")
+    return [(label(logdir, logdirs), score) for score in scores_in(made).values()]
 
 
 def _rows(own: str, scores: Sequence[Score], others: Sequence[tuple[str, Score]]) -> list[Row]:
@@ -209,18 +226,21 @@ def _rows(own: str, scores: Sequence[Score], others: Sequence[tuple[str, Score]]
 
 
 def _film(pipe: Pipeline, store: Store, log: Log, run: Run, played: int) -> list[Path]:
-    """Films of the recorded episodes."""
-    wanted = [RenderOptions(episode=i) for i in range(min(RECORDED, played))]
-    return [path for options in wanted for path in draw(pipe, store, log, run, options)]
+    """Films of the recorded episodes of the protocol that stands first in the file: the one asked for."""
+    films = []
+    for i in range(min(RECORDED, played)):
+        films += draw(pipe, store, log, run, RenderOptions(episode=i))
+        log.out(str(films[-1]))
+    return films
 
 
-def _show(log: Log, rows: Sequence[Row], target: float | None, films: Sequence[Path]) -> None:
-    log.out("\n".join([_table(rows), *map(str, films)]))
+def _record(rows: Sequence[Row], target: float | None, films: Sequence[Path]) -> dict[str, Any]:
+    """The result as JSON has it."""
     main = rows[0].score
     result = {"protocol": main.protocol.id, "protocol_hash": main.protocol.hash, "scores": [r.record() for r in rows]}
     result["files"] = [str(film) for film in films]
     met = None if target is None else bool(main.returns.mean() >= target)
-    log.result({**result, "returns": main.returns, "target_return": target, "target_met": met})
+    return {**result, "returns": main.returns, "target_return": target, "target_met": met}
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -55,11 +55,12 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     trainer = config.build(TRAINERS, pipe.trainer, "trainer")
     course = Progress.load(store, {"data": episodes.hash, **parents}, episodes.lineage(), pipe, log, run)
     if course.complete and store.exists(NAME):
-        log.say(f"{store.path(NAME)} is complete; a larger trainer.generations continues it")
+        store.fits(NAME, store.load(NAME), parents)
+        log.say(f"{store.path(NAME)} is complete; {_more(course.trainer)} continues it")
         return
     with course.threads(), ExitStack() as stack:
         facts = trainer.train(controller, _grounds(pipe, world, episodes, controller, course, log, run, stack))
-    facts = {**facts, "trainer": course.trainer, "choices": course.choices}
+    facts = {**facts, "global_step": course.step, "trainer": course.trainer, "choices": course.choices}
     made = artifact.of(controller, NAME, table, given, parents=course.parents, facts=facts)
     store.save(NAME, made)
     course.finish(complete=not run.over())
@@ -158,6 +159,11 @@ class Progress:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _more(trainer: Mapping[str, Any]) -> str:
+    target = " (a higher trainer.target_return, if that was reached)" if trainer.get("target_return") else ""
+    return f"a larger trainer.generations{target}"
 
 
 def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> bool:

@@ -121,7 +121,14 @@ def fresh(pipe: Pipeline, given: tuple[Space, Actions]) -> Any:
 
 def _protect(store: Store, run: Run) -> None:
     """An untrained model does not silently replace a trained one, nor the other way round."""
-    if run.noreload or not store.exists(NAME) or store.anew(NAME):
+    if run.noreload or store.anew(NAME):
+        return
+    if not store.exists(NAME):
+        if run.untrained and store.part(NAME).exists():
+            raise ConfigError(
+                f"{store.part(NAME)} is a training under way; give the untrained baseline a --logdir of its own, "
+                "or give the training up with --noreload"
+            )
         return
     untrained = bool(store.load(NAME).facts.get("untrained"))
     if run.untrained != untrained:

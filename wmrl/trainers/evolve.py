@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from wmrl.progress import Rate
 from wmrl.seeding import number
 from wmrl.trainers.course import Check, Course, Generation
 from wmrl.trainers.grounds import Grounds, Score, Scores
@@ -122,7 +123,7 @@ class _Search:
         self.score: Score = grounds.awake
         if how.where == "dream":
             self.score = grounds.asleep(how.temperature, how.ends, how.dream_steps)
-        self._clock, self._rate = time.monotonic(), _Rate()
+        self._clock, self._rate = time.monotonic(), Rate()
 
     def run(self) -> None:
         """Generations and validations, in turn, until one of the ends is reached."""
@@ -138,6 +139,8 @@ class _Search:
             self.grounds.say("the time is spent; validating the last mean")
         if self._unchecked():
             self._validate(hurry=False)
+        if self._reached():
+            self.grounds.say(f"the target of {self.how.target_return:g} is reached; a higher one searches on")
 
     def _replay(self) -> None:
         how, past = self.how, self.course.generations
@@ -160,9 +163,11 @@ class _Search:
                 f"the replay is {away:.1g} away from the search: another machine, version or thread count?"
             )
 
+    def _reached(self) -> bool:
+        return bool(self.course.checks) and self.course.checks[-1].mean >= self.how.target_return
+
     def _finished(self) -> bool:
-        reached = bool(self.course.checks) and self.course.checks[-1].mean >= self.how.target_return
-        return reached or self.strategy.generation >= self.how.generations or self.grounds.over()
+        return self._reached() or self.strategy.generation >= self.how.generations or self.grounds.over()
 
     def _unchecked(self) -> bool:
         return not self.course.checks or self.course.checks[-1].generation != self.strategy.generation
@@ -187,7 +192,8 @@ class _Search:
         self.course.generations.append(row)
         if how.keep_every and (k + 1) % how.keep_every == 0:
             self.course.kept.append((k + 1, self.strategy.mean))
-        self._tell_generation(row, (steps - before) / max(time.monotonic() - began, 1e-9))
+        speed = (steps - before) / max(time.monotonic() - began, 1e-9)
+        self._tell_generation(row, scores.steps[scores.played].mean(), speed)
         self._save()
 
     def _fitness(self, candidates: np.ndarray, seeds: np.ndarray, scores: Scores) -> np.ndarray:
@@ -252,12 +258,13 @@ class _Search:
             f"episodes after {self.course.steps:,} steps; best {self.course.best_return:.1f}"
         )
 
-    def _tell_generation(self, row: Generation, speed: float) -> None:
+    def _tell_generation(self, row: Generation, length: float, speed: float) -> None:
         metrics = {
             "charts/episodic_return": row.fitness.mean(),
             "charts/return_std": row.fitness.std(),
             "charts/return_best": row.fitness.max(),
             "charts/sigma": row.sigma,
+            "charts/episodic_length": length,
             "charts/SPS": speed,
             "charts/generation": row.number,
         }
@@ -269,25 +276,6 @@ class _Search:
     def _save(self) -> None:
         self.course.seconds, self._clock = self._seconds(), time.monotonic()
         self.grounds.save(self.course.tree())
-
-
-class _Rate:
-    """Steps per second over the last seconds."""
-
-    def __init__(self, memory: float = 10.0) -> None:
-        self._memory, self._began, self._steps, self._value = memory, 0.0, 0, 0.0
-
-    def add(self, steps: int) -> float:
-        if not self._began:
-            self._began = time.monotonic()
-            return 0.0
-        self._steps += steps
-        passed = time.monotonic() - self._began
-        if passed >= self._memory or (passed > 1 and not self._value):
-            self._value = self._steps / passed
-        if passed >= self._memory:
-            self._began, self._steps = time.monotonic(), 0
-        return self._value
 
 
 def _at_least(least: int, **values: int) -> None:
