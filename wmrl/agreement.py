@@ -24,7 +24,7 @@ OWN = ("seed", "env")
 MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
 """Keys that continue a stage when they are larger."""
 
-MAY_CHANGE = ("trainer.target_return",)
+MAY_CHANGE = ("trainer.target_return", "trainer.steps")
 """Keys that say when to stop, and nothing of what is computed."""
 
 

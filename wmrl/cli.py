@@ -93,6 +93,7 @@ def train_controller(
     pop_size: Annotated[int | None, _option("Candidates in a generation.")] = None,
     n_samples: Annotated[int | None, _option("Rollouts of each candidate.")] = None,
     generations: Annotated[int | None, _option("Generations.")] = None,
+    steps: Annotated[int | None, _option("Environment steps after which the search ends.")] = None,
     target_return: Annotated[float | None, _option("Stop early at this mean validation return.")] = None,
     max_workers: Annotated[
         int, typer.Option("--max-workers", "--num-envs", help="At most so many environments alive at once.")
@@ -103,7 +104,7 @@ def train_controller(
     noreload: NoReload = False,
 ) -> Call:
     """Train the controller (C) in the environment, or in the dream."""
-    own = {"population": pop_size, "samples": n_samples, "generations": generations, "where": where}
+    own = {"population": pop_size, "samples": n_samples, "generations": generations, "steps": steps, "where": where}
     flags = {f"trainer.{k}": v for k, v in own.items()} | {"trainer.target_return": target_return}
     run = {"max_workers": max_workers, "display": display, "minutes": minutes, "noreload": noreload}
     return Call(flags, run)

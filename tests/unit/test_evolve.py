@@ -156,6 +156,23 @@ def test_the_target_ends_the_search_early() -> None:
     assert facts["validation"]["returns"][-1].mean() >= -1.0 and len(facts["history"]["generation"]) < 60
 
 
+def test_steps_end_the_search_and_more_of_them_continue_it() -> None:
+    toy = Toy()
+    each = 10 * SMALL["population"] * SMALL["samples"]
+    _, facts = _train(toy, Evolve(**SMALL, generations=6, steps=2 * each - 1))
+    assert facts["validation"]["generation"][-1] == len(facts["history"]["generation"]) == 2
+    assert facts["history"]["steps"].tolist() == [each, 2 * each]
+    best, _ = _train(toy, Evolve(**SMALL, generations=6, steps=9 * each))
+    expected, _ = _train(Toy(), Evolve(**SMALL, generations=6))
+    np.testing.assert_array_equal(best, expected)
+
+
+def test_a_target_that_is_reached_is_told() -> None:
+    told: list[str] = []
+    _train(Toy(), Evolve(**SMALL, generations=60, sigma=0.3, target_return=-1.0), say=told.append)
+    assert told[-1] == "the target of -1 is reached; a higher one searches on"
+
+
 def test_spent_time_ends_it_with_a_validated_mean_and_it_can_go_on() -> None:
     toy, trainer = Toy(), Evolve(**SMALL, generations=6)
     expected, _ = _train(Toy(), trainer)

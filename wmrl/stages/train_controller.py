@@ -162,8 +162,8 @@ class Progress:
 
 
 def _more(trainer: Mapping[str, Any]) -> str:
-    target = " (a higher trainer.target_return, if that was reached)" if trainer.get("target_return") else ""
-    return f"a larger trainer.generations{target}"
+    ends = [key for key in ("generations", "steps", "target_return") if trainer.get(key) is not None]
+    return f"a larger trainer.{' or '.join(ends)}"
 
 
 def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> bool:

@@ -30,6 +30,8 @@ class Evolve:
         sigma_decay: What the step size is multiplied by after each generation, on top of CMA-ES's own adaptation. That
             acts over about 3 * parameters / population generations: less than 1 where a search is shorter than that.
         generations: Generations in all; a larger number continues a finished search.
+        steps: Environment (or dreamt) steps after which no generation is begun: gives the controllers of several models
+            the same number, where generations differ in length. Without it there is no such end.
         diagonal: Learn variances only, no covariances (CMA_diagonal): faster for many parameters.
         abort: Steps without a new best return after which a training rollout is given up; 0 never. Validation and test
             episodes are always played to their end.
@@ -56,6 +58,7 @@ class Evolve:
         sigma: float = 0.1,
         sigma_decay: float = 1.0,
         generations: int = 100,
+        steps: int | None = None,
         diagonal: bool = False,
         abort: int = 0,
         halving: int = 0,
@@ -71,6 +74,7 @@ class Evolve:
         _at_least(4, population=population)
         _at_least(1, samples=samples, generations=generations, dream_steps=dream_steps)
         _at_least(1, validate_every=validate_every, validation_episodes=validation_episodes)
+        _at_least(1, steps=1 if steps is None else steps)
         _at_least(0, abort=abort, halving=halving, keep_every=keep_every)
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be greater than 0 and finite, got {sigma}")
@@ -82,7 +86,7 @@ class Evolve:
             raise ValueError(f"halving {halving} is too much for {population} candidates and {samples} samples")
         self.population, self.samples, self.sigma, self.generations = population, samples, sigma, generations
         self.sigma_decay, self.diagonal, self.abort = sigma_decay, diagonal, abort
-        self.halving, self.keep_every = halving, keep_every
+        self.halving, self.keep_every, self.steps = halving, keep_every, math.inf if steps is None else steps
         self.validate_every, self.validation_episodes = validate_every, validation_episodes
         self.target_return = math.inf if target_return is None else target_return
         self.where, self.temperature, self.ends, self.dream_steps = where, temperature, ends, dream_steps
@@ -167,14 +171,17 @@ class _Search:
         return bool(self.course.checks) and self.course.checks[-1].mean >= self.how.target_return
 
     def _finished(self) -> bool:
-        return self._reached() or self.strategy.generation >= self.how.generations or self.grounds.over()
+        return self._reached() or self._spent() or self.grounds.over()
+
+    def _spent(self) -> bool:
+        return self.strategy.generation >= self.how.generations or self.course.steps >= self.how.steps
 
     def _unchecked(self) -> bool:
         return not self.course.checks or self.course.checks[-1].generation != self.strategy.generation
 
     def _due(self) -> bool:
         k = self.strategy.generation
-        return self._unchecked() and k > 0 and (k % self.how.validate_every == 0 or k >= self.how.generations)
+        return self._unchecked() and k > 0 and (k % self.how.validate_every == 0 or self._spent())
 
     def _generation(self) -> None:
         k, how = self.strategy.generation, self.how
