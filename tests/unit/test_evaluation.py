@@ -7,6 +7,7 @@ import pytest
 from wmrl import evaluation, scoring
 from wmrl.errors import ConfigError
 from wmrl.evaluation import Score, baseline_text, named, protocol, random_score
+from wmrl.log import Log
 from wmrl.seeding import number
 
 GOLDEN = "a7e8014025860babd40ec3870e14823d6e2e195c076202fa266e5883dcf82a88"
@@ -132,3 +133,16 @@ def test_without_a_measurement_there_is_no_random_row(baselines):
 def test_a_package_without_baselines_has_no_random_row(baselines, monkeypatch):
     monkeypatch.setattr(evaluation, "_baselines", lambda: baselines / "missing")
     assert random_score(protocol("CarRacing-v3")) is None
+
+
+def test_a_test_episode_is_played_to_its_end_however_badly_it_goes(tmp_path, monkeypatch, toy):
+    class Losing(toy):
+        def step(self, action, ids):
+            outcome = super().step(action, ids)
+            over = self.t[ids] >= 300
+            return replace(outcome, reward=-np.ones(len(ids)), terminated=over, truncated=over & False)
+
+    monkeypatch.setattr(scoring, "make", Losing)
+    score = scoring.measure_random(protocol("Toy-v0", episodes=3), threads=1, log=Log.quiet("m", tmp_path))
+    assert score.lengths.tolist() == [300] * 3
+    assert score.returns.tolist() == [-300.0] * 3

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from wmrl.config import resolved
 from wmrl.controllers.linear import Linear
 from wmrl.spec import Actions
+from wmrl.trainers import TRAINERS
 from wmrl.trainers.evolve import Evolve
 from wmrl.trainers.grounds import Grounds, Scores
+from wmrl.trainers.strategy import Strategy
 
 GOAL = np.linspace(-1, 1, 8)
 
@@ -138,6 +141,29 @@ def test_full_and_diagonal_replays_agree_with_one_pass() -> None:
         again, replayed = _train(toy, trainer)
         np.testing.assert_array_equal(replayed["last"], facts["last"])
         np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_diagonal_search_learns_no_covariances(diagonal: bool) -> None:
+    """On a narrow valley along x = y the candidates of a full search come to lie along it."""
+    search = Strategy(np.ones(2), sigma=0.5, population=50, diagonal=diagonal, seed=1)
+    for _ in range(8):
+        x, y = search.ask().T
+        search.tell(-100 * (x - y) ** 2 - (x + y) ** 2)
+    assert (np.corrcoef(search.ask().T)[0, 1] > 0.8) != diagonal
+
+
+def test_diagonal_and_full_searches_differ() -> None:
+    full, diagonal = (
+        _train(Toy(), Evolve(**SMALL, generations=6, diagonal=diagonal))[1]["last"] for diagonal in (False, True)
+    )
+    assert np.abs(full - diagonal).max() > 1e-6
+
+
+def test_the_published_numbers_are_the_defaults() -> None:
+    """Population and samples of the paper, the first step size of ctallec."""
+    table = resolved(TRAINERS, {"kind": "cma-es"}, "trainer")
+    assert (table["population"], table["samples"], table["sigma"]) == (64, 16, 0.1)
 
 
 def test_a_replay_that_differs_is_told() -> None:

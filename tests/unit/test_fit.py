@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -351,3 +352,11 @@ def test_steps_are_computed_in_the_chosen_precision_and_validations_in_float32(
     result = go(toy, Fit(steps=3), run=Run(precision=asked))
     assert toy.lowered == 3 * [lowered]
     assert result.precision == state(store)["precision"] == ("bf16" if lowered else "fp32")
+
+
+def test_the_choice_of_a_precision_is_said_with_its_measurement(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Log, "say", lambda log, text: said.append(text))
+    result = go(Toy(), Fit(steps=1), run=Run(precision="auto"))
+    measured = r"fp32 [\d.]+ ms, bf16 [\d.]+ ms|.*bfloat16.*"  # or why there is nothing to measure here
+    assert any(re.search(rf"in {result.precision} \(({measured})\)$", line) for line in said)

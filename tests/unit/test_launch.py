@@ -9,6 +9,7 @@ import pytest
 from wmrl import pipeline, sources
 from wmrl.errors import ArtifactError, ConfigError, Stopped, UserError
 from wmrl.launch import launch
+from wmrl.log import Log
 from wmrl.session import Session
 from wmrl.store import Store
 
@@ -118,3 +119,25 @@ def test_a_damaged_artifact_is_told_before_the_stage_begins(tmp_path):
     with pytest.raises(ArtifactError, match=r"vae\.h5"):
         run(tmp_path, stage=refuse)
     assert run(tmp_path, noreload=True).path("vae").read_bytes() == b"nothing"
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ({}, None),
+        ({"display": True}, True),
+        ({"no_progress": True}, False),
+        ({"display": True, "no_progress": True}, False),
+    ],
+)
+def test_display_asks_for_the_bar_and_no_progress_forbids_it(tmp_path, monkeypatch, flags, asked):
+    made = []
+
+    class Seen(Log):
+        def __init__(self, *names, progress, **how):
+            made.append(progress)
+            super().__init__(*names, progress=progress, **how)
+
+    monkeypatch.setattr("wmrl.launch.Log", Seen)
+    run(tmp_path, **{"no_progress": False, **flags})
+    assert made == [asked]

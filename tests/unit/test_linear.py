@@ -1,13 +1,18 @@
 """The linear controller of World Models."""
 
+import numpy as np
 import pytest
 import torch
 
 from wmrl.config import build
 from wmrl.controllers import CONTROLLERS
 from wmrl.controllers.linear import Linear
+from wmrl.dynamics.mdn_rnn import MDNRNN
 from wmrl.errors import ConfigError
-from wmrl.spec import Actions
+from wmrl.representations.vae import VAE
+from wmrl.rollout import Agent, Policy
+from wmrl.spec import Actions, Space
+from wmrl.world import WorldModel
 
 CAR = Actions(3, False)
 
@@ -38,3 +43,13 @@ def test_what_does_not_fit_is_refused() -> None:
         Linear((3, 64, 64), CAR)
     with pytest.raises(ConfigError, match="three continuous"):
         build(CONTROLLERS, {"kind": "linear", "squash": "hm"}, "controller", (8,), Actions(3, True))
+
+
+def test_unless_told_otherwise_it_acts_on_the_posterior_mean() -> None:
+    world = WorldModel(VAE(Space((3, 32, 32)), latent=4), MDNRNN(Space((4,)), CAR, hidden=5)).eval()
+    controller = build(CONTROLLERS, {"kind": "linear"}, "controller", (9,), CAR).requires_grad_(False)
+    frames = np.full((2, 3, 32, 32), 99, np.uint8)
+    agent = Agent(world, Policy(controller))
+    agent.begin(frames, [1, 2])
+    expected = world.draw(world.encode(torch.from_numpy(frames)), sample=False)
+    assert torch.equal(agent.state.z, expected)

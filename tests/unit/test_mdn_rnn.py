@@ -186,6 +186,25 @@ def test_temperature_zero_is_the_likeliest_mean_and_below_is_refused():
         mix.sample(torch.Generator(), -1.0)
 
 
+def dreamt(model: MDNRNN, temperature: float, rows: int = 20_000) -> tuple[torch.Tensor, Mixture]:
+    """The next latents (rows, 4) imagined from one and the same state, and the mixture they come from."""
+    state, action = model.start(torch.ones(rows, 4)), torch.zeros(rows, 3)
+    step = model.imagine(state, action, rng=torch.Generator().manual_seed(1), temperature=temperature)
+    return step.state.z, model.next(step.state.h)
+
+
+def test_at_temperature_zero_a_dream_goes_to_the_likeliest_mean():
+    torch.manual_seed(0)
+    z, mix = dreamt(MDNRNN(Space((4,)), A, hidden=6, mixtures=3), 0.0, rows=5)
+    torch.testing.assert_close(z, mix.mean[torch.arange(5), mix.logits.argmax(-1)])
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 4.0])
+def test_the_variance_of_dreams_grows_with_the_temperature(temperature):
+    z, mix = dreamt(MDNRNN(Space((4,)), A, hidden=6, mixtures=1), temperature)
+    torch.testing.assert_close(z.var(0), temperature * mix.log_std[0, 0].exp().square(), rtol=0.06, atol=0)
+
+
 @pytest.mark.parametrize(("features", "size"), [("zh", 5 + 7), ("z", 5), ("zch", 5 + 7 + 7)])
 def test_features(features, size):
     model = MDNRNN(Space((5,)), A, hidden=7, features=features)

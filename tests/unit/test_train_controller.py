@@ -210,6 +210,16 @@ def test_a_copied_logdir_without_training_state_is_complete_but_cannot_grow(pipe
     assert store.load("controller").hash == made.hash
 
 
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_no_more_environments_are_alive_than_allowed_in_all_lanes_together(pipe, tmp_path, monkeypatch, most) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(envs, "make", lambda env, n, *, threads: sizes.append(n) or Toy(n))
+    monkeypatch.setattr(envs, "backend", lambda env: SimpleNamespace(free_of_python=True))
+    monkeypatch.setattr(stage, "cores", lambda: 2)
+    _run(pipe, tmp_path, minutes=0.0, threads=2, max_workers=most)
+    assert len(sizes) == min(2, most) and sum(sizes) <= most
+
+
 def test_in_the_dream_no_environment_is_made(pipe, tmp_path) -> None:
     table = pipe.table()
     dream = {**table["trainer"], "where": "dream", "dream_steps": 8, "ends": "sample", "temperature": 1.25}
