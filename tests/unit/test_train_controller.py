@@ -1,5 +1,7 @@
 """The stage train-controller on a toy: what it keeps, how it continues, and what it refuses."""
 
+import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +154,10 @@ def test_saves_the_best_mean_with_its_history_and_parents(pipe, tmp_path) -> Non
     assert controller.out.weight.any() and not any(p.requires_grad for p in controller.parameters())
     rows = (store.logdir / "metrics/train-controller.jsonl").read_text()
     assert all(name in rows for name in ("charts/episodic_return", "charts/SPS", "eval/return_mean"))
+    lengths = [row["charts/episodic_length"] for row in map(json.loads, rows.splitlines()) if "charts/SPS" in row]
+    played = pipe.trainer["population"] * pipe.trainer["samples"]
+    assert lengths == pytest.approx(np.diff(history["steps"], prepend=0) / played)
+    assert made.facts["global_step"] == history["steps"][-1]
 
 
 def _link(tmp_path, name: str) -> None:
@@ -196,6 +202,14 @@ def test_called_again_it_does_nothing_and_more_generations_go_on(pipe, tmp_path)
     longer = parse({**table, "trainer": {**table["trainer"], "generations": 6}})
     assert _run(longer, tmp_path)[1].facts["history"]["generation"].tolist() == [1, 2, 3, 4, 5, 6]
     assert _run(pipe, tmp_path, noreload=True)[1].hash == made.hash
+
+
+def test_a_foreign_controller_is_no_complete_one(pipe, tmp_path) -> None:
+    store, made = _run(pipe, tmp_path)
+    foreign = dataclasses.replace(made, parents={**made.parents, "dynamics": "0" * 64})
+    foreign.write(store.path("controller"))
+    with pytest.raises(ContractError, match=r"made from dynamics 00000000, but .* is there now"):
+        _run(pipe, tmp_path)
 
 
 def test_a_copied_logdir_without_training_state_is_complete_but_cannot_grow(pipe, tmp_path) -> None:

@@ -200,11 +200,12 @@ def _grounds(
         games = [stack.enter_context(envs.make(pipe.env, each, threads=threads)) for _ in range(lanes)]
         env = games[0]
         _fits(env, episodes, pipe)
+        why = "as before"
         if "precision" not in course.choices:
-            course.choices["precision"] = _precision(world, env.observation, each, run)
+            course.choices["precision"], why = _precision(world, env.observation, each, run)
         precision = course.choices["precision"]
         lines = f"{lanes} waves of {each} at a time" if lanes > 1 else f"waves of {each}"
-        log.say(f"{n} environments at once, {lines}, {run.device}, frames encoded in {precision}")
+        log.say(f"{n} environments at once, {lines}, {run.device}, frames encoded in {precision} ({why})")
         preflight = [number(pipe.seed, "preflight", i) for i in range(min(each, 2))]
         eyes = precisions.lowered(world.representation, precision)
         play(env, Agent(world, Policy(controller), precision, eyes=eyes), preflight, max_steps=3)
@@ -242,13 +243,13 @@ def _lanes(pipe: Pipeline, run: Run) -> int:
     return max(1, min(run.threads, cores(), run.max_workers)) if apart else 1
 
 
-def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> precisions.Choice:
-    """In which arithmetic `rows` frames are encoded: as asked, or the faster one here."""
+def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> tuple[precisions.Choice, str]:
+    """In which arithmetic `rows` frames are encoded: as asked, or the faster one here; and why."""
     if run.precision != "auto":
-        return run.precision
+        return run.precision, "as --precision asks"
     frames = torch.zeros(rows, *space.shape, dtype=torch.uint8, device=run.device)
     with torch.inference_mode():
-        return precisions.choose(lambda: world.encode(frames), run.device)[0]
+        return precisions.choose(lambda: world.encode(frames), run.device)
 
 
 def _fits(env: envs.VectorEnv, episodes: Episodes, pipe: Pipeline) -> None:
