@@ -20,6 +20,8 @@ from wmrl import files
 from wmrl.config import plain
 from wmrl.spec import Actions, Space
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""Where the commit is looked up that wmrl runs from: its own folder's parent, if that is a git checkout."""
 PACKAGES = ("torch", "numpy", "gymnasium", "envpool", "ale-py", "cma", "h5py", "hdf5plugin", "opencv-python-headless")
 
 
@@ -151,11 +153,10 @@ def _version(name: str) -> str | None:
 
 def _git() -> dict[str, Any] | None:
     """The commit of the checkout that wmrl runs from; None if it is not a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return None
     try:
-        call = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        call = functools.partial(subprocess.run, cwd=CHECKOUT, capture_output=True, text=True, timeout=10, check=True)
         commit = call(["git", "rev-parse", "HEAD"]).stdout.strip()
         dirty = bool(call(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
     except (OSError, subprocess.SubprocessError):

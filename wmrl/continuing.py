@@ -1,15 +1,57 @@
 """May a stored training state be continued here, and with what?"""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from wmrl.config import plain, resolved
 from wmrl.errors import ArtifactError, ContractError
 from wmrl.log import Log
-from wmrl.store import Store
+from wmrl.pipeline import Fit, Pipeline
+from wmrl.store import WHERE, Store, registry
 
 ALL = "all steps made"
 """Why a training ended that made all the steps it was asked for."""
+MAY_CHANGE = ("steps", "log_every")
+"""Settings of a training that change nothing of the steps made so far."""
+
+
+def terms(name: str, seed: int, settings: Fit, pipe: Pipeline) -> dict[str, Any]:
+    """What decides the bits of a training beside its parents, by the pipeline's names: `{"fit.vae.batch": 32, ...}`.
+
+    Args:
+        name: What is trained; its table in `pipe` counts, if it has one.
+        seed: The training's.
+        settings: The training's; `MAY_CHANGE` is left out.
+        pipe: The run's pipeline.
+    """
+    tables = {f"fit.{name}": {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}}
+    if where := WHERE.get(name):
+        tables[where] = resolved(registry(where), getattr(pipe, where), where)
+    flat = {f"{table}.{key}": value for table, values in tables.items() for key, value in plain(values).items()}
+    return {**flat, "seed": seed, "validation": pipe.validation}
+
+
+def agree(part: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Check that a training goes on as it was begun, whoever brought its state here.
+
+    Args:
+        part: The file of the training state, for messages.
+        stored: The `terms` it was begun with.
+        asked: Those of this call.
+
+    Raises:
+        ContractError: naming the first key that differs.
+    """
+    for key in sorted(stored.keys() | asked.keys()):
+        if stored.get(key) != asked.get(key):
+            raise ContractError(
+                f"{key}: {part} was begun with {stored.get(key)!r}, this call says {asked.get(key)!r}; "
+                "use the same value, or begin anew with --noreload"
+            )
 
 
 def grown(name: str, stored: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str:

@@ -94,7 +94,7 @@ def fit(
 
     Raises:
         UserError: if a loss or a gradient is not finite; it names the step and the term.
-        ContractError: if the training state was made from other parents or for another network.
+        ContractError: if the training state has other parents, another seed, other settings or another network.
         Stopped: if a signal asked to stop; the training state is saved.
     """
     training = _Training(module, loss, validate, settings, name, seed, store, log, run, watch)
@@ -125,6 +125,7 @@ class _Training:
         self.settings, self.name, self.seed = settings, name, seed
         self.store, self.log, self.run = store, log, run
         self.parents: dict[str, list[str]] = {}
+        self.terms = continuing.terms(name, seed, settings, store.pipe)
         self.device = torch.device(run.device)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizers.make(self.parameters, settings)
@@ -142,6 +143,7 @@ class _Training:
         if tree is None:
             self.log.rewind(-1)
             return
+        continuing.agree(self.store.part(self.name), tree.get("terms", self.terms), self.terms)
         grown = continuing.grown(self.name, tree["parents"], self.parents)
         try:
             self.module.load_state_dict(_tensors(tree["module"]))
@@ -281,6 +283,7 @@ class _Training:
             "progress": self.progress.table(),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "terms": self.terms,
             "parents": {key: hashes[-1] for key, hashes in self.parents.items()},
             "module": dict(self.module.state_dict()),
             "best": self.best,

@@ -90,9 +90,12 @@ def resolve(asked: Asked, *, writes: str | None = None, anew: bool = False) -> S
 
 def remember(logdir: Path) -> None:
     """Note `logdir` as the one used last. A read-only folder is no reason to fail."""
-    with contextlib.suppress(OSError):
-        LAST.parent.mkdir(exist_ok=True)
-        LAST.write_text(f"{logdir}\n")
+    from wmrl import files
+
+    with contextlib.suppress(OSError, ArtifactError):
+        for leftover in LAST.parent.glob(f"{LAST.name}.tmp-*"):  # of a call that was killed here
+            leftover.unlink()
+        files.atomic_text(LAST, f"{logdir}\n")
 
 
 def last() -> Path | None:

@@ -5,12 +5,14 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wmrl import artifact
+from wmrl.data import shards
 
 DATA, LOGDIR = Path("datasets/tiny"), Path("runs/tiny/seed-1")
 TRAINED = {
@@ -44,9 +46,11 @@ SIGNALS = {
 
 
 def contents(folder: Path, stage: str) -> dict[str, bytes]:
-    """What a stage made, as bytes that no interruption may change: shards whole, artifacts but for their facts."""
+    """What a stage made, as bytes that no interruption may change: all but facts, and who made it."""
     if stage == "generate":
-        return {path.name: path.read_bytes() for path in sorted((folder / DATA).glob("*.h5"))}
+        listed = replace(shards.read_complete(folder / DATA), provenance={})
+        made = {path.name: path.read_bytes() for path in sorted((folder / DATA).glob("shard-*.h5"))}
+        return {**made, shards.COMPLETE: repr(listed).encode()}
     if stage == "render":
         return {path.name: b"" for path in sorted((folder / LOGDIR / "videos").iterdir())}
     made = artifact.read(folder / LOGDIR / f"{TRAINED[stage]}.h5", TRAINED[stage])

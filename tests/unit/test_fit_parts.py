@@ -1,19 +1,25 @@
 """The parts of the training loop: schedule, gauge, optimiser states, precision, and what a training may go on with."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from wmrl import continuing, optimizers, precision
+from wmrl import fit as fitting
 from wmrl.errors import ContractError, UserError
 from wmrl.gauge import Gauge
 from wmrl.log import Log
-from wmrl.pipeline import Fit
+from wmrl.pipeline import Fit, Pipeline
+from wmrl.run import Run
 from wmrl.schedule import SMALLEST, Progress
-from wmrl.spec import Batch
+from wmrl.spec import Batch, Loss
+from wmrl.store import Store
 
 
 @pytest.fixture
@@ -219,3 +225,28 @@ def test_grown_parents_are_known_from_others() -> None:
     for stored in ({"data": "x", "representation": "r"}, {"data": "a", "representation": "q"}, {}):
         with pytest.raises(ContractError, match="--noreload"):
             continuing.grown("toy", stored, parents)
+
+
+def test_never_more_than_a_minute_of_training_is_unsaved(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 7 s here and a validation 45 s: both are work that a kill would cost."""
+    now, saves, module, one = [0.0], [0.0], nn.Linear(1, 1), torch.ones(1, 1)
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Store, "save_part", lambda store, name, tree: saves.append(now[0]))
+
+    def batches(start: int) -> Iterator[Batch]:
+        while True:
+            yield Batch(torch.ones(1, 2, 1), one[..., None], one, one, one)
+
+    def loss(batch: Batch, rng: torch.Generator) -> Loss:
+        now[0] += 7.0
+        return module(one).sum(), {}
+
+    def validate() -> dict[str, float]:
+        now[0] += 45.0
+        return {"loss": 1.0}
+
+    settings, store = Fit(steps=60, validate_every=11), Store(log.logdir, Pipeline())
+    how = {"settings": settings, "name": "toy", "seed": 1, "store": store, "log": log, "run": Run(precision="fp32")}
+    fitting.fit(module, loss, batches, validate, **how)  # type: ignore[arg-type]
+    assert now[0] > 600.0
+    assert max(after - before for before, after in itertools.pairwise([*saves, now[0]])) <= 60.0

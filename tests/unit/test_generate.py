@@ -4,20 +4,26 @@ import dataclasses
 import shutil
 import signal
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import toy_rollouts
 from toy_rollouts import LONGEST, Game, contents, finishes_like, frame, generate, length_of, pipe_for, said
 
-from wmrl import interrupts, seeding
-from wmrl.data import shards
+from wmrl import artifact, interrupts, seeding
+from wmrl.data import recorder, shards
 from wmrl.data.episodes import Episodes
+from wmrl.data.estimate import Estimate
+from wmrl.data.info import info, lines
+from wmrl.data.ingest import Foreign, ingest
 from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped, UserError
 from wmrl.locking import lock
 from wmrl.log import Log
 from wmrl.run import Run
 from wmrl.stages import generate as stage
+from wmrl.stages.collect import Job
 from wmrl.store import Store
 
 pytestmark = pytest.mark.usefixtures("toy_game")
@@ -66,6 +72,37 @@ def test_a_finished_dataset_is_left_alone(tmp_path):
     generate(tmp_path / "data", rollouts=4)
     assert contents(tmp_path / "data") == before and not Game.steps
     assert "nothing to do" in said(tmp_path / "data")
+
+
+def test_a_dataset_says_who_completed_it_which_shards_and_its_hash_do_not(tmp_path, monkeypatch):
+    own = artifact.provenance()
+
+    def called(*argv, commit):
+        made = {**own, "argv": list(argv), "git": {"commit": commit, "dirty": True}}
+        monkeypatch.setattr(artifact, "provenance", lambda: made)
+        return made
+
+    first = called("wmrl", "generate", commit="ab" * 20)
+    old = generate(tmp_path / "a" / "data")
+    assert info(old.path)["provenance"] == first
+    assert f"by wmrl {first['wmrl']} (abababababab, changed since): wmrl generate" in "\n".join(lines(info(old.path)))
+    second = called("wmrl", "generate", "-q", commit="cd" * 20)
+    before = contents(old.path)
+    generate(old.path)
+    assert contents(old.path) == before, "nothing was made: the first call completed it"
+    other = generate(tmp_path / "b" / "data")
+    assert other.hash == old.hash == info(old.path)["hash"] and info(other.path)["provenance"] == second
+    generate(old.path, rollouts=12)
+    assert info(old.path)["provenance"] == second
+
+
+def test_a_repeated_import_leaves_the_dataset_alone(tmp_path, monkeypatch):
+    read = generate(tmp_path / "data")
+    foreign = Foreign("here", len(read), read.episode, shards.provenance(read.meta))
+    done = ingest(foreign, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(artifact, "provenance", lambda: pytest.fail("it is complete"))
+    assert ingest(foreign, tmp_path / "out").hash == done.hash and contents(tmp_path / "out") == before
 
 
 def test_more_rollouts_continue(tmp_path):
@@ -162,6 +199,25 @@ def test_too_small_a_disk_is_said_before(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="MB free"):
         generate(tmp_path / "data")
     assert not shards.scan(tmp_path / "data")
+
+
+def test_a_kill_costs_no_more_than_a_minute_of_playing(tmp_path, monkeypatch):
+    """An episode is lost while it is played, and then until it is kept: both together last a minute at most."""
+    now, step_seconds, read = [0.0], 0.01, generate(tmp_path / "data")
+    job = Job(tmp_path, [shards.Name(0, 64)], 64, seed=1, environments=64, fixed=False, max_steps=1000)
+    job.slow_down(Estimate(64_000, 1.0, 64_000 * step_seconds), threads=1)
+    playing = job.environments * 1000 * step_seconds
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with recorder.Writer(tmp_path, [shards.Name(0, 4)], {}) as writer:
+        writer.add(0, read.episode(0))
+        writer.tick()
+        assert 0 < playing < 60 and not list(tmp_path.glob("*.part.h5"))
+        now[0] = 60.5 - playing
+        writer.tick()
+        end = time.monotonic() + 20
+        while not writer.written and time.monotonic() < end:
+            time.sleep(0.01)
+        assert writer.written == 1
 
 
 def test_size_and_time_are_said_before_the_start(tmp_path):

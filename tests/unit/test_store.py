@@ -1,6 +1,7 @@
 """A logdir: artifacts come back as they were, know their parents, and refuse what does not fit."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import artifact, pipeline
+from wmrl import artifact, pipeline, session
 from wmrl.agreement import reconcile
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.locking import lock
@@ -52,6 +53,32 @@ def test_an_artifact_says_who_made_it(store):
     facts = store.load("dynamics").facts
     assert facts["provenance"]["wmrl"] and facts["provenance"]["argv"] and facts["provenance"]["packages"]["torch"]
     assert facts["pipeline"]["seed"] == 1
+
+
+def test_an_artifact_says_of_which_commit_it_is_and_whether_the_tree_was_dirty(store, tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=n", "-c", "user.email=e")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    def said():
+        store.path("dynamics").unlink(missing_ok=True)
+        store.save("dynamics", small_dynamics()[1])
+        return store.load("dynamics").facts["provenance"]["git"]
+
+    monkeypatch.setattr(artifact, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(artifact, "provenance", artifact.provenance.__wrapped__)  # it is asked once a process
+    assert said() is None
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("a = 1")
+    git("add", "code.py")
+    git("commit", "-q", "-m", "one")
+    assert said() == {"commit": git("rev-parse", "HEAD").strip(), "dirty": False}
+    (tmp_path / "code.py").write_text("a = 2")
+    assert said() == {"commit": git("rev-parse", "HEAD").strip(), "dirty": True}
+
+
+def test_the_commit_is_looked_up_where_wmrl_lies():
+    assert (artifact.CHECKOUT / "wmrl" / "artifact.py").samefile(artifact.__file__)
 
 
 def test_the_content_hash_is_of_content():
@@ -206,3 +233,23 @@ def test_a_stage_begun_anew_may_change(store):
     reconcile(store.logdir, store.pipe, pipeline.load(None, ["representation.latent=16"]), anew="vae")
     with pytest.raises(ConfigError, match="seed"):
         reconcile(store.logdir, store.pipe, pipeline.load(None, ["seed=2"]), anew="vae")
+
+
+def test_a_kill_while_the_last_logdir_is_noted_leaves_the_one_before(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*paths):
+        raise Killed
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Store(Path("runs", name), pipeline.load(None)).remember()
+    session.remember(Path("runs/a"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", die)
+        session.remember(Path("runs/b"))
+    assert session.last() == Path("runs/a")
+    Path("runs/.last.tmp-999999999").touch()  # what another process leaves that is killed there
+    session.remember(Path("runs/b"))
+    assert session.last() == Path("runs/b") and not list(Path("runs").glob("*.tmp-*"))

@@ -1,5 +1,6 @@
 """What a dataset holds, in a few lines."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def info(path: Path) -> dict[str, Any]:
         "policy": episodes.policy,
         "seed": meta.get("seed"),
         "versions": {"wmrl": meta.get("wmrl"), **meta.get("environment", {}).get("versions", {})},
+        "provenance": shards.read_complete(path).provenance if complete else {},
     }
 
 
@@ -65,5 +67,13 @@ def lines(about: dict[str, Any]) -> list[str]:
         "policy": ", ".join(f"{key} {value}" for key, value in about["policy"].items()),
         "seed": str(about["seed"]),
         "versions": ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
+        **({"completed": _completed(about["provenance"])} if about["provenance"] else {}),
     }
     return [f"{name:<13} {value}" for name, value in rows.items()]
+
+
+def _completed(provenance: dict[str, Any]) -> str:
+    """Who completed a dataset: version, commit and command."""
+    git = provenance["git"]
+    commit = f" ({git['commit'][:12]}{', changed since' if git['dirty'] else ''})" if git else ""
+    return f"by wmrl {provenance['wmrl']}{commit}: {shlex.join(provenance['argv'])}"

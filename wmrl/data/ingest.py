@@ -11,7 +11,7 @@ import numpy as np
 
 import wmrl
 from wmrl import interrupts
-from wmrl.data import shards
+from wmrl.data import plan, shards
 from wmrl.data.shards import Episode, Index, Name
 from wmrl.errors import ArtifactError, ConfigError
 
@@ -47,7 +47,7 @@ def source_of(kind: str, parts: Iterable[tuple[str | int, ...]]) -> str:
 
 
 def ingest(foreign: Foreign, folder: Path) -> Index:
-    """Write all episodes and `complete.h5`; an interrupted import goes on.
+    """Write all episodes and `complete.h5`; an interrupted import goes on, a finished one is left alone.
 
     Raises:
         ConfigError: if the folder holds other episodes.
@@ -67,7 +67,7 @@ def ingest(foreign: Foreign, folder: Path) -> Index:
                 interrupts.check()
                 part.append(foreign.episode(number))
             shards.write_shard(folder, name.first, part, meta)
-    return shards.complete(folder)
+    return plan.finish(folder, foreign.count)[0]
 
 
 def _by_size(foreign: Foreign) -> dict[Name, dict[str, Any]]:

@@ -58,7 +58,7 @@ def base(folder: Path) -> int:
     return 0 if old is None else len(old.seeds)
 
 
-def finish(folder: Path, total: int, warn: Callable[[str], None]) -> tuple[Index, bool]:
+def finish(folder: Path, total: int, warn: Callable[[str], None] = lambda text: None) -> tuple[Index, bool]:
     """Bring `complete.h5` up to date with the shards of the episodes 0 to `total` - 1.
 
     Args:

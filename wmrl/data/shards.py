@@ -12,14 +12,14 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from wmrl import files
+from wmrl import artifact, files
 from wmrl.data import trust
 from wmrl.data.columns import put_columns
 from wmrl.errors import ArtifactError, ContractError
@@ -76,6 +76,7 @@ class Index:
     lengths: np.ndarray  # (E,) int64, steps
     returns: np.ndarray  # (E,) float64
     meta: dict[str, Any]  # of the first shard
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the list; {} where there is none yet
 
     @property
     def hash(self) -> str:
@@ -197,7 +198,7 @@ def index(folder: Path, names: Sequence[Name]) -> Index:
             tables[key].append(values)
         hashes.append(files.digest(folder / name.file))
     columns = {key: np.concatenate(parts) for key, parts in tables.items()}
-    return Index(tuple(names), tuple(hashes), **columns, meta=meta)
+    return Index(tuple(names), tuple(hashes), columns["seeds"], columns["lengths"], columns["returns"], meta)
 
 
 def _table(folder: Path, name: Name) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -216,6 +217,8 @@ def _table(folder: Path, name: Name) -> tuple[dict[str, Any], dict[str, np.ndarr
 def complete(folder: Path, names: Sequence[Name] | None = None) -> Index:
     """Declare a dataset finished: write `complete.h5` over `names` (default: all shards that there are).
 
+    The list says who completed the dataset, which shards do not: their bytes depend on episodes and recipe alone.
+
     Raises:
         ArtifactError: as `index`, or if it cannot be written.
     """
@@ -227,6 +230,7 @@ def complete(folder: Path, names: Sequence[Name] | None = None) -> Index:
         "hashes": list(found.hashes),
         "hash": found.hash,
         "meta": found.meta,
+        "provenance": artifact.provenance(),
         "seed": found.seeds,
         "length": found.lengths,
         "return": found.returns,
@@ -257,5 +261,5 @@ def read_complete(folder: Path) -> Index:
         tree = files.get_tree(file)
     if tree["format"] > FORMAT:
         raise files.LaterError(f"{path} is of format {tree['format']}; this wmrl reads up to {FORMAT}: upgrade wmrl")
-    names = tuple(Name(first, count) for first, count in tree["shards"])
-    return Index(names, tuple(tree["hashes"]), tree["seed"], tree["length"], tree["return"], tree["meta"])
+    names, made = tuple(Name(first, count) for first, count in tree["shards"]), tree.get("provenance", {})
+    return Index(names, tuple(tree["hashes"]), tree["seed"], tree["length"], tree["return"], tree["meta"], made)

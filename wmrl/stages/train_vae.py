@@ -34,7 +34,7 @@ def train_vae(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     Raises:
         ArtifactError: if the dataset is missing or damaged.
         ConfigError: if the representation cannot see frames of this size.
-        ContractError: if it was begun with another dataset.
+        ContractError: if it was begun with another dataset, seed, or other settings.
         Stopped: if a signal asked to stop; the training state is saved.
     """
     episodes = store.episodes()
