@@ -3,7 +3,7 @@
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = tuple[list[float], list[float]]
+Warn = Callable[[str], None] | None
 ACROSS = 3  # plots in a row
 FEW = 10  # runs that matplotlib's own colours tell apart
 
 
-def collect(logdir: Path) -> dict[str, Curve]:
-    """Every metric of a logdir: `stage: name` -> (steps, values); what is not finite is left out."""
+def collect(logdir: Path, warn: Warn = None) -> dict[str, Curve]:
+    """Every metric of a logdir: `stage: name` -> (steps, values); what is not finite is left out.
+
+    Args:
+        logdir: The run's folder.
+        warn: Is told of files with lines that are no metrics.
+
+    Raises:
+        ArtifactError: if a file cannot be read.
+    """
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     for path in sorted((logdir / "metrics").glob("*.jsonl")):
-        for record in read_metrics(path):
+        for record in read_metrics(path, warn):
             for name, value in record.items():
                 if name not in ("step", "time") and math.isfinite(value):
                     steps, values = curves[f"{path.stem}: {name}"]
@@ -32,8 +41,13 @@ def collect(logdir: Path) -> dict[str, Curve]:
     return dict(curves)
 
 
-def draw(logdirs: Sequence[Path], path: Path) -> Path:
+def draw(logdirs: Sequence[Path], path: Path, warn: Warn = None) -> Path:
     """Draw the curves of all metrics of `logdirs`, overlaid, as a PNG at `path`.
+
+    Args:
+        logdirs: The runs' folders.
+        path: The picture.
+        warn: Is told of files with lines that are no metrics: those are left out.
 
     Raises:
         ArtifactError: if a logdir is not there, if there are no metrics, or if the file cannot be written.
@@ -41,7 +55,7 @@ def draw(logdirs: Sequence[Path], path: Path) -> Path:
     for logdir in logdirs:
         if not logdir.is_dir():
             raise ArtifactError(f"there is no folder {logdir}: no curves of it can be drawn")
-    runs = {label(logdir, logdirs): collect(logdir) for logdir in logdirs}
+    runs = {label(logdir, logdirs): collect(logdir, warn) for logdir in logdirs}
     if not any(runs.values()):
         raise ArtifactError(f"{', '.join(map(str, logdirs))}: no metrics yet; train something first")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

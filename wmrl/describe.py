@@ -8,12 +8,11 @@ import dataclasses
 import inspect
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from wmrl import config
+from wmrl import config, stdout
 from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Pipeline
 
@@ -84,13 +83,14 @@ def run(prefix: str | None = None, as_json: bool = False) -> None:
 
     Raises:
         ConfigError: as `describe`.
+        UserError: if it cannot be printed.
     """
     rows = describe(prefix)
     if as_json:
         table = {"schema_version": SCHEMA_VERSION, "keys": [dataclasses.asdict(row) for row in rows]}
-        sys.stdout.write(json.dumps(table, indent=2) + "\n")
+        stdout.write(json.dumps(table, indent=2) + "\n")
     else:
-        _print(rows)
+        stdout.write(_text(rows))
 
 
 def _rows(prefix: str | None) -> Iterator[Row]:
@@ -204,12 +204,13 @@ def _names(rows: list[Row]) -> set[str]:
     return {row.key for row in rows} | {_without_kind(row) for row in rows}
 
 
-def _print(rows: list[Row]) -> None:
+def _text(rows: list[Row]) -> str:
     """One block a key: what it is and its default in a line, its meaning below."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    page = stdout.Page()
+    console = Console(file=page, highlight=False)
     for row in rows:
         heading = row.type in ("table", "kind") and row.default is None
         head = Text(row.key, style="bold cyan" if heading else "bold")
@@ -220,3 +221,4 @@ def _print(rows: list[Row]) -> None:
         text = row.meaning + (f" Source: {row.source}." if row.source else "")
         body = textwrap.fill(text, min(console.width, 120), initial_indent="    ", subsequent_indent="    ")
         console.print(body, markup=False, soft_wrap=True)
+    return page.getvalue()

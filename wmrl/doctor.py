@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from wmrl import stdout
 from wmrl.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -51,26 +52,29 @@ def run(as_json: bool = False) -> None:
     """Print the report to stdout.
 
     Raises:
-        UserError: after that, if something that wmrl needs does not work here.
+        UserError: if it cannot be printed; after that, if something that wmrl needs does not work here.
     """
     found = examine()
     bad = [finding for finding in found if finding.level == "bad"]
     if as_json:
         report = {"schema_version": SCHEMA_VERSION, "ok": not bad, "findings": [asdict(f) for f in found]}
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        _print(found)
+        stdout.write(_text(found))
     if bad:
         raise UserError(f"wmrl cannot do its work here: {'; '.join(f'{f.topic} {f.text}' for f in bad)}")
 
 
 def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    topic = check.__name__.removesuffix("_")
+    """What a check finds; if it breaks, what it found before that, and how it broke."""
+    topic, found = check.__name__.removesuffix("_"), []
     try:
-        return list(check())
+        for finding in check():
+            found.append(finding)
     except Exception as error:  # noqa: BLE001  whatever is broken here is what the user came to hear about
         level: Level = "note" if check in OPTIONAL else "bad"
-        return [Finding(topic, level, f"{type(error).__name__}: {_first_line(error)}", REINSTALL)]
+        found.append(Finding(topic, level, f"{type(error).__name__}: {_first_line(error)}", REINSTALL))
+    return found
 
 
 def python() -> Iterator[Finding]:
@@ -159,15 +163,24 @@ def disk() -> Iterator[Finding]:
 def codecs() -> Iterator[Finding]:
     """Zstandard in HDF5 and H.264 in ffmpeg, by using them."""
     yield _zstd()
+    yield _h264()
+
+
+def _h264() -> Finding:
     import imageio_ffmpeg
 
-    program = imageio_ffmpeg.get_ffmpeg_exe()
-    out = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=20, check=True)
+    named = "IMAGEIO_FFMPEG_EXE" in os.environ
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        listed = [program, "-hide_banner", "-encoders"]
+        out = subprocess.run(listed, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        advice = "unset IMAGEIO_FFMPEG_EXE" if named else "pip install --force-reinstall imageio-ffmpeg"
+        return Finding("codec", "bad", f"ffmpeg does not run: {_first_line(error)}", advice)
     if "libx264" in out.stdout:
-        yield Finding("codec", "ok", f"H.264 for videos, {program}")
-    else:
-        advice = "unset IMAGEIO_FFMPEG_EXE, or name an ffmpeg with libx264 in it"
-        yield Finding("codec", "bad", f"{program} cannot write H.264", advice)
+        return Finding("codec", "ok", f"H.264 for videos, {program}")
+    advice = "unset IMAGEIO_FFMPEG_EXE, or name an ffmpeg with libx264 in it"
+    return Finding("codec", "bad", f"{program} cannot write H.264", advice)
 
 
 def _zstd() -> Finding:
@@ -253,7 +266,7 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def _print(found: list[Finding]) -> None:
+def _text(found: list[Finding]) -> str:
     """A line for each finding, its advice below; plain text where rich is what is broken."""
     marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
     styles = {"ok": "green", "note": "yellow", "bad": "bold red"}
@@ -261,12 +274,13 @@ def _print(found: list[Finding]) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        console = Console(highlight=False)
+        page = stdout.Page()
+        console = Console(file=page, highlight=False)
     except ImportError:
-        for f in found:
-            sys.stdout.write(f"{marks[f.level]}  {f.topic:<9}{f.text}{'  -> ' + f.advice if f.advice else ''}\n")
-        return
+        lines = (f"{marks[f.level]}  {f.topic:<9}{f.text}{'  -> ' + f.advice if f.advice else ''}\n" for f in found)
+        return "".join(lines)
     for f in found:
         console.print(Text(marks[f.level], styles[f.level]), Text(f" {f.topic:<9}{f.text}"), soft_wrap=True)
         if f.advice:
             console.print(Text(f"{'':<15}-> {f.advice}", "yellow"), soft_wrap=True)
+    return page.getvalue()

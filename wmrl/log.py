@@ -1,6 +1,7 @@
 """What a stage says: words and progress on stderr, results on stdout, metrics and pictures into the logdir.
 
-Everything that stderr shows also stands, line by line and flushed, in `LOGDIR/logs/<stage>.log`.
+Everything that stderr shows also stands, line by line and flushed, in `LOGDIR/logs/<stage>.log`: what Python code and
+the workers of environments say. What a C library writes to descriptor 2 of this very process is shown only.
 """
 
 import contextlib
@@ -60,24 +61,26 @@ class Lasting:
 
 
 class Tee:
-    """A text stream that writes to another one and to the log file: foreign tracebacks and warnings are kept."""
+    """A text stream that writes to another one and to the log file: foreign words, of any thread, are kept."""
 
-    def __init__(self, stream: TextIO, bar: Bar | Plain, keep: Callable[[str], None]) -> None:
+    def __init__(self, stream: TextIO, bar: Bar | Plain, keep: Callable[[str], None], lock: threading.RLock) -> None:
         self._stream, self._bar, self._keep = stream, bar, keep
+        self._lock = lock  # the log's own: with two, two threads could wait for each other
         self._unkept = self._unshown = ""  # what waits for the end of its line
 
     def write(self, text: str) -> int:
         """Show the text (at once, or by whole lines above a bar) and keep it, line by line, in the log file."""
-        self._unshown += text
-        if self._bar.live:
-            *lines, self._unshown = self._unshown.split("\n")
+        with self._lock:
+            self._unshown += text
+            if self._bar.live:
+                *lines, self._unshown = self._unshown.split("\n")
+                for line in lines:
+                    self._bar.print(line, self._stream)
+            else:
+                self._show()
+            *lines, self._unkept = (self._unkept + text).split("\n")
             for line in lines:
-                self._bar.print(line, self._stream)
-        else:
-            self._show()
-        *lines, self._unkept = (self._unkept + text).split("\n")
-        for line in lines:
-            self._keep(line)
+                self._keep(line)
         return len(text)
 
     def finish(self) -> None:
@@ -153,7 +156,7 @@ class Log:
         return cls(stage, logdir, progress=False, verbosity=-2)
 
     def __enter__(self) -> Self:
-        self._tee = Tee(self._stderr, self._bar, self.keep)
+        self._tee = Tee(self._stderr, self._bar, self.keep, self._lock)
         sys.stderr = self._tee
         self.keep(f"$ {' '.join(sys.argv)}")
         return self
@@ -170,22 +173,30 @@ class Log:
 
     def close(self) -> None:
         """End the bar, write what is pending, give stderr back, close the log file: what is told later is not kept."""
-        self._bar.close()
-        for sink in self._sinks:
-            sink.close()
-        if self._tee is not None:
-            self._tee.finish()
-        if sys.stderr is self._tee:
-            sys.stderr = self._before
-        with self._lock:
-            self._file.close()
+        try:
+            self._bar.close()
+            for sink in self._sinks:
+                sink.close()
+            if self._tee is not None:
+                self._tee.finish()
+        finally:
+            if sys.stderr is self._tee:
+                sys.stderr = self._before
+            with self._lock:
+                self._file.close()
 
     def keep(self, text: str) -> None:
-        """Write a line to the log file only."""
+        """Write a line to the log file only; if it takes no more, warn once and go on without it."""
         with self._lock:
-            if not self._file.closed:
+            if self._file.closed:
+                return
+            try:
                 self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
                 self._file.flush()
+            except OSError as error:  # as with metrics: losing the log must never cost a run
+                with contextlib.suppress(OSError):  # it tries once more
+                    self._file.close()
+                self.warn(f"{self._file.name} cannot be written, and is not kept from here on: {error.strerror}")
 
     def say(self, text: str) -> None:
         """Tell the user something, on stderr."""

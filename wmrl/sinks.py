@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wmrl import files
+from wmrl.errors import ArtifactError
 
 Record = Mapping[str, float]
 
@@ -106,7 +107,7 @@ class Jsonl:
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps; the file is replaced in one step."""
         self._file.close()
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
+        kept = [line for line, record in _lines(self._path) if record and record["step"] <= step]
         files.atomic_text(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -202,9 +203,25 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file, oldest first; a half-written last line is left out."""
-    return [{k: float(v) for k, v in json.loads(line).items()} for line in _lines(path)]
+def read_metrics(path: Path, warn: Callable[[str], None] | None = None) -> list[dict[str, float]]:
+    """The records of a metrics file, oldest first; what is no record is left out, as a half-written last line is.
+
+    Args:
+        path: The file; one that is not there has no records.
+        warn: Is told how many whole lines were left out, if any.
+
+    Raises:
+        ArtifactError: if the file cannot be read.
+    """
+    try:
+        records = [record for _, record in _lines(path)]
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    kept = [record for record in records if record]
+    if warn is not None and len(kept) < len(records):
+        first, left = records.index({}) + 1, len(records) - len(kept)
+        warn(f"{path}: {left} of {len(records)} lines are no metrics and left out, line {first} the first")
+    return kept
 
 
 def _plain(value: float) -> float | str:
@@ -214,19 +231,21 @@ def _plain(value: float) -> float | str:
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The complete lines of a file."""
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The complete lines of a file and their records."""
     with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n") and _parses(line):
-                yield line.rstrip("\n")
+            if line.endswith("\n"):
+                yield line.rstrip("\n"), _record(line)
 
 
-def _parses(line: str) -> bool:
+def _record(line: str) -> dict[str, float]:
+    """The numbers of a line; none of one that is damaged."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        record = {name: float(value) for name, value in json.loads(line).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {}
+    return record if math.isfinite(record.get("step", math.nan)) else {}
 
 
 def _mend(path: Path) -> None:

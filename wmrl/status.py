@@ -4,13 +4,12 @@ import dataclasses
 import fcntl
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wmrl import files, pipeline
+from wmrl import files, pipeline, stdout
 from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
 from wmrl.stages import states
@@ -96,12 +95,13 @@ def run(logdir: Path | str, as_json: bool = False) -> None:
 
     Raises:
         ArtifactError: as `report`.
+        UserError: if it cannot be printed.
     """
     found = report(logdir)
     if as_json:
-        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)}, indent=2) + "\n")
+        stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)}, indent=2) + "\n")
     else:
-        _print(found)
+        stdout.write(_text(found))
 
 
 def _data(pipe: Pipeline, logdir: Path) -> Entry:
@@ -170,7 +170,9 @@ def _under_way(entry: Entry, tree: states.Tree, why: str) -> Entry:
 
 
 def _damaged(entry: Entry, path: Path, error: ArtifactError) -> Entry:
-    remedy = f"rm {shlex.quote(str(path))} && {entry.command}"
+    name = shlex.quote(str(path))
+    away = f"mv {name} {name}.away" if path.is_dir() else f"rm {name}"  # a folder is not ours: nothing of it is lost
+    remedy = f"{away} && {entry.command}"
     return dataclasses.replace(entry, state="damaged", why=str(error), command=remedy)
 
 
@@ -270,16 +272,13 @@ def _busy(logdir: Path) -> bool:
     return False
 
 
-def _print(found: Report) -> None:
+def _text(found: Report) -> str:
     from rich.console import Console
     from rich.text import Text
 
     styles = {"complete": "green", "in progress": "yellow", "missing": "dim", "stale": "bold yellow"}
-    console = Console(highlight=False)
-
-    def line(*words: Any) -> None:
-        console.print(*words, soft_wrap=True)
-
+    page = stdout.Page()
+    line = Console(file=page, highlight=False, soft_wrap=True).print
     busy = "; a process is working in it now" if found.busy else ""
     line(Text(f"{found.logdir}: {found.pipeline} on {found.env}, seed {found.seed}{busy}", "bold"))
     for entry in found.entries:
@@ -291,6 +290,7 @@ def _print(found: Report) -> None:
     for score in found.scores:
         line(Text(f"  {score['protocol']}: {_numbers(score)}", "bold"))
     line(Text(f"next: {found.next}" if found.next else "nothing is left to do"))
+    return page.getvalue()
 
 
 def _numbers(score: dict[str, Any]) -> str:

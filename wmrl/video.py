@@ -4,8 +4,13 @@ All frames are (H, W, 3) uint8, RGB. Files are written beside their place and re
 """
 
 import contextlib
+import os
 import re
+import subprocess
+import threading
+from collections import deque
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmrl import files
+from wmrl import files, interrupts
 from wmrl.errors import ArtifactError, ConfigError
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
 LINE = 22  # height of a line of text, pixels
 GAP = 4  # between panels, pixels
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-H264 = ["-f", "mp4", "-crf", "18", "-movflags", "+faststart"]
+H264 = ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-f", "mp4", "-crf", "18", "-movflags", "+faststart"]
 BT709 = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709", "-color_primaries", "bt709"]
-PALETTE = ["-f", "gif", "-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse", "-loop", "0"]
+COLOURS = ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"]
+PALETTE = ["-vcodec", "gif", "-pix_fmt", "pal8", "-f", "gif", *COLOURS, "-loop", "0"]
 GIF_FPS = 25.0  # most viewers show no more
 MARK = ".wmrl-frames"
 """The file by which a folder of frames is known as ours; it says whether they are whole."""
@@ -37,7 +43,7 @@ class Film(Protocol):
     """Takes frames, one after the other."""
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next frame; all have one shape."""
+        """Take the next frame; all have one shape. Raises `Stopped` if a signal asked to stop."""
 
     def __enter__(self) -> Self: ...
 
@@ -53,6 +59,7 @@ class Video:
 
     Raises:
         ConfigError: for another ending.
+        ArtifactError: on the way or at the end, if ffmpeg fails; then there is no film, or the one that was there.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -62,58 +69,80 @@ class Video:
         self._beside = files.beside(path)
         self._every = max(1, round(fps / GIF_FPS)) if path.suffix == ".gif" else 1
         self._fps, self._seen = fps / self._every, 0
-        self._pipe: Any = None
+        self._ffmpeg: Any = None  # a Popen, from the first frame on
+        self._said: deque[bytes] = deque(maxlen=1)  # its last line
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, frame: np.ndarray) -> None:
         """Take the next frame."""
+        interrupts.check()
         self._seen += 1
         if (self._seen - 1) % self._every == 0:
             data = np.ascontiguousarray(even(frame))
-            if self._pipe is None:
-                self._pipe = self._open(data.shape[1], data.shape[0])
-            self._pipe.send(data)
+            if self._ffmpeg is None:
+                self._open(data.shape[1], data.shape[0])
+            try:
+                self._ffmpeg.stdin.write(data)
+            except BrokenPipeError:
+                self._end()
+                raise self._failure() from None
 
-    def _open(self, width: int, height: int) -> Any:
-        import imageio_ffmpeg
+    def _open(self, width: int, height: int) -> None:
+        import imageio_ffmpeg  # for the program only: its writer of films hides how ffmpeg ended
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        gif = self.path.suffix == ".gif"
-        pipe = imageio_ffmpeg.write_frames(
-            str(self._beside),
-            (width, height),
-            fps=self._fps,
-            codec="gif" if gif else "libx264",
-            pix_fmt_out="pal8" if gif else "yuv420p",
-            quality=None,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=PALETTE if gif else H264 + BT709,
+        rate = str(Fraction(self._fps).limit_denominator())
+        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
+        how = PALETTE if self.path.suffix == ".gif" else H264 + BT709
+        self._ffmpeg = subprocess.Popen(
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, "-an", *how, str(self._beside)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            process_group=0,  # what a terminal sends on Ctrl-C is ours to decide
         )
-        pipe.send(None)
-        return pipe
+        self._listener = threading.Thread(target=self._said.extend, args=(self._ffmpeg.stderr,), daemon=True)
+        self._listener.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            if self._pipe is not None:
-                self._pipe.close()
+            if self._ffmpeg is not None:
+                if error is not None:
+                    self._ffmpeg.kill()
+                self._end()
             if error is None:
                 self._finish()
         finally:
             with contextlib.suppress(OSError):
                 self._beside.unlink(missing_ok=True)
 
+    def _end(self) -> None:
+        """Wait until ffmpeg has done with what it got."""
+        with contextlib.suppress(BrokenPipeError):
+            self._ffmpeg.stdin.close()
+        self._ffmpeg.wait()
+        self._listener.join()
+        self._ffmpeg.stderr.close()
+
     def _finish(self) -> None:
-        if not self._beside.exists() or self._beside.stat().st_size == 0:
-            raise ArtifactError(f"{self.path} could not be written: ffmpeg made no film of {self._seen} frames")
+        if self._ffmpeg is None:
+            raise ArtifactError(f"{self.path} could not be written: there is no film of no frames")
+        if self._ffmpeg.returncode != 0:
+            raise self._failure()
         try:
+            with self._beside.open("rb") as film:
+                os.fsync(film.fileno())
             self._beside.replace(self.path)
+            files.sync_folder(self.path.parent)
         except OSError as error:
             raise ArtifactError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def _failure(self) -> ArtifactError:
+        said = b"".join(self._said).decode(errors="replace").strip()
+        why = re.sub(r"^\[[^]]*\] ", "", said) or "it does not say why"  # less the part of ffmpeg that speaks
+        return ArtifactError(f"{self.path} cannot be written: ffmpeg ended with code {self._ffmpeg.returncode}: {why}")
 
 
 class Stills:
@@ -142,6 +171,7 @@ class Stills:
 
     def add(self, frame: np.ndarray) -> None:
         """Write the next frame."""
+        interrupts.check()
         files.write_png(self.path / f"{self._count:04d}.png", frame)
         self._count += 1
 

@@ -182,6 +182,7 @@ FULL = {
     "train-dynamics": {"on": "write", "match": "/codes/"},
     "train-controller": {"on": "write", "match": "controller.h5"},
     "test-controller": {"on": "fsync", "match": "test.part.h5", "nth": 2},
+    "render": {"on": "fsync", "match": ".mp4.tmp-"},
 }
 
 

@@ -42,6 +42,7 @@ SIGNALS = {
     "train-dynamics": {"on": "gradient", "nth": 9, "do": "term"},
     "train-controller": {"on": "env", "nth": 30, "do": "int"},
     "test-controller": {"on": "env", "nth": 25, "do": "term"},
+    "render": {"on": "log", "match": "$ ", "do": "int"},  # before its first frame: filming has no events
 }
 
 

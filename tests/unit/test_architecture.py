@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "wmrl").rglob("*.py"))
 
 LAYERS = [
-    {"wmrl", "errors", "spec", "seeding", "interrupts", "run", "protocols"},
+    {"wmrl", "errors", "stdout", "spec", "seeding", "interrupts", "run", "protocols"},
     {"config", "sources", "pipeline", "files", "locking", "progress", "sinks", "log", "artifact"},
     {"stats", "recording", "video", "curves", "images"},
     {"precision", "optimizers", "schedule", "gauge"},

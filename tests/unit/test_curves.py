@@ -1,5 +1,7 @@
 """Curves of several runs in one picture."""
 
+import json
+
 import cv2
 import pytest
 from matplotlib.colors import to_rgba
@@ -57,6 +59,49 @@ def test_a_picture_replaces_the_one_that_was_there(tmp_path):
     assert curves.draw([tmp_path / "run"], path) == path
     assert cv2.imread(str(path)).std() > 1
     assert list(path.parent.iterdir()) == [path]
+
+
+DAMAGE = [
+    '{"step":1,"time":2,"loss":[1]}',
+    '{"loss":1}',
+    '{"step":"x","loss":null}',
+    "[1]",
+    '{"step":',
+    '{"step":null}',
+]
+
+
+def metrics(logdir, *lines):
+    path = logdir / "metrics" / "train-vae.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("line", DAMAGE)
+def test_lines_that_are_no_metrics_are_left_out_and_told(tmp_path, line):
+    whole = [json.dumps({"step": step, "time": 0, "loss": step}) for step in (3, 4)]
+    path, told = metrics(tmp_path, whole[0], line, line, whole[1]), []
+    assert curves.collect(tmp_path, told.append) == {"train-vae: loss": ([3, 4], [3, 4])}
+    assert told == [f"{path}: 2 of 4 lines are no metrics and left out, line 2 the first"]
+    with Log.quiet("train-vae", tmp_path) as log:
+        log.rewind(3)
+        log.metrics(4, {"loss": 9})
+    assert curves.collect(tmp_path, pytest.fail) == {"train-vae: loss": ([3, 4], [3, 9])}
+
+
+def test_a_damaged_run_does_not_hide_the_one_beside_it(tmp_path):
+    path, told = metrics(tmp_path / "bad", *DAMAGE), []
+    metrics(tmp_path / "good", '{"step": 0, "loss": 1}', '{"step": 1, "loss": 2}')
+    curves.draw([tmp_path / "good", tmp_path / "bad"], tmp_path / "c.png", told.append)
+    assert cv2.imread(str(tmp_path / "c.png")).std() > 1
+    assert [str(path) in text and "6 of 6" in text for text in told] == [True]
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "metrics" / "train-vae.jsonl").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"train-vae\.jsonl cannot be read: Is a directory"):
+        curves.draw([tmp_path], tmp_path / "c.png")
 
 
 def test_a_logdir_that_is_not_there_is_named(tmp_path):

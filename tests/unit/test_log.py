@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import multiprocessing
@@ -321,3 +322,42 @@ def test_a_process_without_stderr_comes_to_its_end(tmp_path, closed):
     os.close(write)
     assert done.returncode == 0
     assert lines(tmp_path)[-2:] == ["one", "two"]
+
+
+FILL = """
+import resource, sys
+from wmrl import log
+log.installed = lambda module: False  # TensorBoard's own thread would tell of its death
+with log.Log("s", sys.argv[1]) as log:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # files, not pipes
+    for step in range(100):
+        log.say(f"words {step}")
+        log.metrics(step, {"losses/nll": 0.5})
+"""
+
+
+def test_a_full_disk_ends_log_and_metrics_with_a_warning_each_and_not_the_run(tmp_path):
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("words ") for line in done.stderr.splitlines()) == 100
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    for name in (f"{tmp_path / 'logs' / 's.log'} cannot be written", "metrics failed"):
+        assert sum(name in line for line in warned) == 1, warned
+    assert lines(tmp_path)[1] == "words 0"
+
+
+class Full(Terminal):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_stderr_is_given_back_when_it_takes_nothing(tmp_path, monkeypatch):
+    terminal_of(monkeypatch)
+    full = Full()
+    monkeypatch.setattr(sys, "stderr", full)
+    with pytest.raises(OSError, match="No space"), Log("s", tmp_path) as log:
+        log.progress(1, 4)
+    assert sys.stderr is full
+    assert log._file.closed

@@ -124,8 +124,6 @@ def test_without_anything_the_missing_dataset_is_named(parts, tmp_path):
         {"out": "film.avi"},
         {"strip": True, "out": "film.mp4"},
         {"curves": True, "out": "film.mp4"},
-        {"data": True, "fresh": True},
-        {"height": 2},
         {"steps": 0},
         {"fps": math.inf},
         {"fps": math.nan},
@@ -135,7 +133,6 @@ def test_without_anything_the_missing_dataset_is_named(parts, tmp_path):
         {"temperature": math.nan},
         {"temperature": -1},
         {"seed": -1},
-        {"curves": True, "frames": "frames"},
     ],
 )
 def test_flags_that_do_not_go_together(tested, options):
@@ -152,8 +149,11 @@ def test_json_names_the_files(tested, capsys):
 
 
 def test_curves_through_the_stage(tested, capsys):
+    damaged = tested.logdir / "metrics" / "train-vae.jsonl"
+    damaged.write_text('{"loss": 1}\n')
     show(tested, curves=True)
-    assert capsys.readouterr().out.strip() == str(tested.logdir / "videos" / "curves.png")
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tested.logdir / "videos" / "curves.png") and str(damaged) in err
     assert cv2.imread(str(tested.logdir / "videos" / "curves.png")).std() > 10
 
 

@@ -51,6 +51,24 @@ def test_the_dream_column_begins_again_from_what_happened(every, expected):
     assert column.notes[1] == "+1 steps, reward 2.0"
 
 
+class Code:
+    """A representation whose code is the frame, and whose samples are brighter by one."""
+
+    def encode(self, obs):
+        return obs.float() / 255
+
+    def draw(self, code, *, sample, rng=None):
+        return code + sample / 255
+
+    def decode(self, latent):
+        return latent
+
+
+def test_a_reconstruction_is_of_the_posterior_mean():
+    column = panels.reconstruction(Code(), episode_of(*range(70)), "cpu")
+    assert [int(frame[0, 0, 0]) for frame in column.frames] == list(range(70))
+
+
 class Still:
     looks_at = "features"
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import subprocess
 
 import numpy as np
 import pytest
@@ -92,7 +93,8 @@ def test_a_complete_run_leaves_nothing_to_do(whole, capsys):
     assert report.scores == [{"protocol": "carracing-2", "protocol_hash": "abc", **SCORE}]
     status.run(whole.logdir)
     out, err = capsys.readouterr()
-    assert "mean 842.2" in out and "nothing is left to do" in out and not err
+    line = "carracing-2: mean 842.2 (95 % 800.0 to 860.0), IQM 850.0, 2 episodes"
+    assert line in out and "nothing is left to do" in out and not err
     for words in ("4 episodes, 12 steps", "800 steps, validation loss 12.5", "untrained", "700.0 in generation 5"):
         assert words in out
     assert f"controller {status.report(whole.logdir).entries[3].hash[:8]}" in out
@@ -145,6 +147,17 @@ def test_damage_is_told_with_its_remedy(whole):
     found = entry(whole, "dynamics")
     assert found.state == "damaged" and "truncated" in found.why
     assert status.report(whole.logdir).next == f"rm {path} && wmrl train-dynamics --logdir {whole.logdir}"
+
+
+@pytest.mark.parametrize("name", ["vae.h5", "vae.part.h5"])
+def test_a_folder_in_place_of_an_artifact_is_moved_away_by_the_remedy(store, name):
+    logdir, bad = store.logdir, store.logdir / name
+    (bad / "mine").mkdir(parents=True)
+    remedy, _, next_ = entry(store, "vae").command.partition(" && ")
+    assert next_ == f"wmrl train-vae --logdir {logdir}"
+    subprocess.run(remedy, shell=True, check=True)
+    assert not bad.exists() and (logdir / f"{name}.away" / "mine").is_dir()
+    assert entry(store, "vae").state == "missing"
 
 
 def test_commands_are_quoted_for_the_shell(tmp_path):

@@ -10,9 +10,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
@@ -116,7 +117,7 @@ class ProcessEnv(PixelEnv):
 
 
 class Worker:
-    """A process that steps every `crew`-th slot."""
+    """A process that steps every `crew`-th slot; what it and its libraries say goes to our stderr, line by line."""
 
     def __init__(self, number: int, crew: int, plan: Plan, board: int):
         self._name = f"environment worker {number + 1} of {crew}"
@@ -127,9 +128,12 @@ class Worker:
                 [sys.executable, "-c", f"from wmrl.envs.worker import main; main({fd})"],
                 pass_fds=(fd, board),
                 stdin=subprocess.DEVNULL,
-                stdout=2,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, **_ENVIRON, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
+        self._listener = threading.Thread(target=_pass_on, args=(self.process.stdout,), daemon=True)
+        self._listener.start()
         self.pipe = Connection(ours.detach())
         self._send(cloudpickle.dumps((plan, board)))
 
@@ -159,12 +163,16 @@ class Worker:
         self.pipe.close()
 
     def bury(self) -> None:
-        """Wait until it is gone, by force if it lingers."""
+        """Wait until it is gone, by force if it lingers, and its last words are passed on."""
         try:
             self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._hear_out()
+
+    def _hear_out(self) -> None:
+        self._listener.join(timeout=2)  # not for ever: a child of its own may live on and keep the pipe open
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # if it died, the answer says so
@@ -175,9 +183,22 @@ class Worker:
             code = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             return "it closed its connection"
+        self._hear_out()
         if code == -9:
             return "it was killed (signal 9), perhaps because memory ran out"
         return f"it was killed by signal {-code}" if code < 0 else f"it exited with code {code}; see its words above"
+
+
+def _pass_on(words: IO[bytes]) -> None:
+    """Write whole lines to whatever stderr is by then (a log keeps them too), until nobody can say any more.
+
+    It goes on reading where stderr takes nothing: a worker is not to wait, nor to fail, for its words.
+    """
+    with words:
+        for line in words:
+            if sys.stderr is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(line.decode(errors="replace").removesuffix("\n") + "\n")
 
 
 def _plan(env: Env, n: int, found: Found) -> Plan:

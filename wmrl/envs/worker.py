@@ -140,6 +140,7 @@ def main(fd: int) -> None:
     The first message is the plan and the board's descriptor; then come ("reset", pairs) and ("step", slots), each
     answered by None or by the report of an `EnvFailed`.
     """
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe, but what it prints is to be seen
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the parent gets them too, and decides
     os.set_inheritable(fd, False)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,18 @@ from wmrl.video import Film, Stills, Strip, Video
 DREAM_STEPS = 1000  # steps of a pure dream, if nothing else is asked for
 STRIP_HEIGHT = 96  # of one picture of a strip, pixels
 FPS = (0.1, 1000.0)  # what ffmpeg takes, and people can follow
+HEIGHT = (16, 4320)  # of a panel, pixels: 8K is the most that is watched, and fits into memory
+
+IDLE = {
+    "native": ("episode", "data", "dream"),
+    "fresh": ("episode", "data"),
+    "dream": ("reset_every",),
+}
+"""Flag -> the flags that would mean nothing beside it."""
+NEEDS = {"compare": "curves", "moments": "strip"}
+"""Flag -> the flag without which it means nothing."""
+OF_CURVES = {"out", "curves", "compare"}
+"""All the flags that mean something for curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +104,11 @@ def draw(pipe: Pipeline, store: Store, log: Log, run: Run, options: RenderOption
     """
     _check(options)
     with _writing():
-        _check_places(options)
+        _check_places(store, options)
     if options.curves:
+        path = options.out or store.logdir / "videos" / "curves.png"
         with _writing():
-            return [
-                curves.draw([store.logdir, *options.compare], options.out or store.logdir / "videos" / "curves.png")
-            ]
+            return [curves.draw([store.logdir, *options.compare], path, log.warn)]
     subject = choose(pipe, store, log, run, options)
     if options.steps is not None:
         subject = dataclasses.replace(subject, episode=subject.episode.cut(options.steps))
@@ -119,18 +131,43 @@ def _writing() -> Iterator[None]:
         raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {why}") from error
 
 
-def _check_places(options: RenderOptions) -> None:
+def _check_places(store: Store, options: RenderOptions) -> None:
     """What cannot be written to is told before an episode is played, not after."""
+    file, frames = _file(store, options, "film"), options.frames
+    if file is not None:
+        _check_above(file)
     if options.out is not None and options.out.is_dir():
         raise ArtifactError(f"--out {options.out} is a folder, not a file")
-    if options.frames is not None:
-        Stills(options.frames)
+    if frames is None:
+        return
+    if file is not None and frames.resolve() in file.resolve().parents:
+        raise ConfigError(f"{file} would lie in --frames {frames}, which holds frames only: name another --out")
+    _check_above(frames)
+    Stills(frames)
+
+
+def _check_above(place: Path) -> None:
+    """There is a folder for it, or one can be made."""
+    above = next(folder for folder in place.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "may not be written to" if above.is_dir() else "is a file, not a folder"
+        raise ArtifactError(f"{place} cannot be written: {above} {why}")
+
+
+def _file(store: Store, options: RenderOptions, name: str) -> Path | None:
+    """The film or strip to write; None if frames are all that is asked for."""
+    if options.out is None and options.frames is not None and not options.strip:
+        return None
+    return options.out or store.logdir / "videos" / f"{name}{'.png' if options.strip else '.mp4'}"
 
 
 def _check(options: RenderOptions) -> None:
     _check_kinds(options)
-    if options.height < 16 or (options.steps is not None and options.steps < 1) or options.moments < 1:
-        raise ConfigError("--height is at least 16 pixels, --steps and --moments at least 1")
+    _check_idle(options)
+    if not HEIGHT[0] <= options.height <= HEIGHT[1]:
+        raise ConfigError(f"--height lies between {HEIGHT[0]} and {HEIGHT[1]} pixels, got {options.height}")
+    if (options.steps is not None and options.steps < 1) or options.moments < 1:
+        raise ConfigError("--steps and --moments are at least 1")
     if options.reset_every < 0 or (options.seed is not None and options.seed < 0):
         raise ConfigError("--reset-every and --episode-seed are not negative")
     if not 0 <= options.temperature < math.inf:
@@ -140,17 +177,35 @@ def _check(options: RenderOptions) -> None:
 
 
 def _check_kinds(options: RenderOptions) -> None:
-    """What is asked for is one thing, and its file ends as it should."""
+    """The file ends as what is asked for does."""
     if options.curves and options.out is not None and options.out.suffix != ".png":
         raise ConfigError(f"--out {options.out}: curves are a .png")
     if options.strip and options.out is not None and options.out.suffix != ".png":
         raise ConfigError(f"--out {options.out}: a strip is a .png")
     if not options.strip and not options.curves and options.out and options.out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"--out {options.out}: a film is a .mp4 or a .gif (with --strip or --curves: a .png)")
-    if options.curves and options.frames is not None:
-        raise ConfigError("--curves draws one .png (--out), --frames writes the frames of a film: choose")
-    if options.data and (options.fresh or options.native):
-        raise ConfigError("--from-data shows a recorded episode, --fresh and --native play a new one: choose")
+
+
+def _check_idle(options: RenderOptions) -> None:
+    """No flag is given that would mean nothing here."""
+    given = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default}
+    if options.curves and (idle := sorted(given - OF_CURVES)):
+        raise ConfigError(f"--curves draws metrics, to which {_flag(idle[0])} does not apply: leave one of them out")
+    for name, others in IDLE.items():
+        if name in given and (idle := sorted(given.intersection(others))):
+            raise ConfigError(f"{_flag(idle[0])} does not apply with {_flag(name)}: leave one of them out")
+    for name, other in NEEDS.items():
+        if name in given and other not in given:
+            raise ConfigError(f"{_flag(name)} applies to {_flag(other)} only: add that, or leave it out")
+    if options.strip and options.frames is None and "height" in given:
+        raise ConfigError(f"--height does not apply to a strip, whose pictures are {STRIP_HEIGHT} pixels high")
+    if "fps" in given and (options.strip or (options.frames is not None and options.out is None)):
+        raise ConfigError("--fps is the speed of a film, and none is written here: leave it out")
+
+
+def _flag(name: str) -> str:
+    """A field of `RenderOptions` as it is typed."""
+    return {"data": "--from-data", "seed": "--episode-seed"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _columns(
@@ -195,23 +250,23 @@ def _write(
     """The files asked for."""
     total = min(len(headers), *(len(column.frames) for column in columns))
     height = max(options.height, len(columns[0].frames[0]) if options.native else 0)
-    at, paths = store.logdir / "videos" / name, []
+    file, paths = _file(store, options, name), []
     with contextlib.ExitStack() as stack:
         films: list[Film] = []
         if options.frames is not None:
             films.append(stack.enter_context(Stills(options.frames)))
             paths.append(options.frames)
-        if not options.strip and (options.out is not None or options.frames is None):
-            paths.append(options.out or at.with_name(f"{name}.mp4"))
-            films.append(stack.enter_context(Video(paths[-1], fps)))
+        if file is not None:
+            paths.append(file)
+        if file is not None and not options.strip:
+            films.append(stack.enter_context(Video(file, fps)))
         if films:
             for i in range(total):
                 frame = panels.side_by_side(columns, i, headers[i], height)
                 for film in films:
                     film.add(frame)
-    if options.strip:
-        paths.append(options.out or at.with_name(f"{name}.png"))
-        _strip(paths[-1], columns, total, options.moments)
+    if file is not None and options.strip:
+        _strip(file, columns, total, options.moments)
     return paths
 
 
