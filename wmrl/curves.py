@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmrl import files
 from wmrl.errors import ArtifactError
-from wmrl.sinks import read_metrics
+from wmrl.sinks import STEP, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,9 +34,9 @@ def collect(logdir: Path, warn: Warn = None) -> dict[str, Curve]:
     for path in sorted((logdir / "metrics").glob("*.jsonl")):
         for record in read_metrics(path, warn):
             for name, value in record.items():
-                if name not in ("step", "time") and math.isfinite(value):
+                if name not in (STEP, "time") and math.isfinite(value):
                     steps, values = curves[f"{path.stem}: {name}"]
-                    steps.append(record["step"])
+                    steps.append(record[STEP])
                     values.append(value)
     return dict(curves)
 

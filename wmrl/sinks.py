@@ -21,6 +21,8 @@ from wmrl import files
 from wmrl.errors import ArtifactError
 
 Record = Mapping[str, float]
+STEP = "global_step"
+"""Where a line of metrics stands: gradient steps of a model, environment (or dreamt) steps of a controller."""
 
 
 class Sink(Protocol):
@@ -84,7 +86,7 @@ class Guarded:
 
 
 class Jsonl:
-    """Metrics as one JSON object per line, `{"step": 3, "time": ..., "loss": 0.5}`; flushed line by line.
+    """Metrics as one JSON object per line, `{"global_step": 3, "time": ..., "loss": 0.5}`; flushed line by line.
 
     A last line that a killed process left half written is cut off when the file is opened.
     """
@@ -97,7 +99,7 @@ class Jsonl:
 
     def metrics(self, step: int, values: Record) -> None:
         """Append one line."""
-        record = {"step": step, "time": round(self._clock(), 3)} | {k: _plain(v) for k, v in values.items()}
+        record = {STEP: step, "time": round(self._clock(), 3)} | {k: _plain(v) for k, v in values.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -107,7 +109,7 @@ class Jsonl:
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps; the file is replaced in one step."""
         self._file.close()
-        kept = [line for line, record in _lines(self._path) if record and record["step"] <= step]
+        kept = [line for line, record in _lines(self._path) if record and record[STEP] <= step]
         files.atomic_text(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -245,7 +247,7 @@ def _record(line: str) -> dict[str, float]:
         record = {name: float(value) for name, value in json.loads(line).items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         return {}
-    return record if math.isfinite(record.get("step", math.nan)) else {}
+    return record if math.isfinite(record.get(STEP, math.nan)) else {}
 
 
 def _mend(path: Path) -> None:

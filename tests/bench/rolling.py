@@ -148,6 +148,6 @@ def dreams(bench: Bench, wanted: str) -> Iterator[Row]:
     speed = rate([row for row in rows if "charts/generation" in row], "charts/SPS")
     generations = [row for row in rows if "charts/generation" in row]
     full = 1024 * pipe.trainer["dream_steps"] * len(generations)
-    share = generations[-1].get("step", generations[-1].get("global_step", 0)) / full
+    share = generations[-1]["global_step"] / full
     detail = f"{100 * share:.0f} % of the rows alive on average; {before}"
     yield Row("g  dreamt steps at 1,024 rows", speed, 60_000, unit="/s", detail=detail)

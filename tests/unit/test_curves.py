@@ -62,12 +62,12 @@ def test_a_picture_replaces_the_one_that_was_there(tmp_path):
 
 
 DAMAGE = [
-    '{"step":1,"time":2,"loss":[1]}',
+    '{"global_step":1,"time":2,"loss":[1]}',
     '{"loss":1}',
-    '{"step":"x","loss":null}',
+    '{"global_step":"x","loss":null}',
     "[1]",
-    '{"step":',
-    '{"step":null}',
+    '{"global_step":',
+    '{"global_step":null}',
 ]
 
 
@@ -80,7 +80,7 @@ def metrics(logdir, *lines):
 
 @pytest.mark.parametrize("line", DAMAGE)
 def test_lines_that_are_no_metrics_are_left_out_and_told(tmp_path, line):
-    whole = [json.dumps({"step": step, "time": 0, "loss": step}) for step in (3, 4)]
+    whole = [json.dumps({"global_step": step, "time": 0, "loss": step}) for step in (3, 4)]
     path, told = metrics(tmp_path, whole[0], line, line, whole[1]), []
     assert curves.collect(tmp_path, told.append) == {"train-vae: loss": ([3, 4], [3, 4])}
     assert told == [f"{path}: 2 of 4 lines are no metrics and left out, line 2 the first"]
@@ -92,7 +92,7 @@ def test_lines_that_are_no_metrics_are_left_out_and_told(tmp_path, line):
 
 def test_a_damaged_run_does_not_hide_the_one_beside_it(tmp_path):
     path, told = metrics(tmp_path / "bad", *DAMAGE), []
-    metrics(tmp_path / "good", '{"step": 0, "loss": 1}', '{"step": 1, "loss": 2}')
+    metrics(tmp_path / "good", '{"global_step": 0, "loss": 1}', '{"global_step": 1, "loss": 2}')
     curves.draw([tmp_path / "good", tmp_path / "bad"], tmp_path / "c.png", told.append)
     assert cv2.imread(str(tmp_path / "c.png")).std() > 1
     assert [str(path) in text and "6 of 6" in text for text in told] == [True]

@@ -118,7 +118,7 @@ def test_the_gauge_reports_means_and_rates(log: Log, tmp_path: Path) -> None:
     found.report(Progress(step=2), 10, 0.5)
     log.close()
     (line,) = [json.loads(text) for text in (tmp_path / "metrics/train-toy.jsonl").read_text().splitlines()]
-    assert line["step"] == 2
+    assert line["global_step"] == 2
     assert (line["losses/loss"], line["losses/term"], line["losses/gradient_norm"]) == (2.0, 3.0, 5.0)
     assert line["charts/learning_rate"] == 0.5
     assert line["time/frames_per_second"] == pytest.approx(4 * line["time/steps_per_second"], rel=1e-6)

@@ -97,7 +97,7 @@ def test_metrics_are_read_back_with_tensors_and_what_json_has_not(tmp_path):
     with Log.quiet("s", tmp_path) as log:
         log.metrics(3, {"losses/nll": torch.tensor(0.5), "a": float("nan"), "b": float("-inf")})
     (record,) = read_metrics(tmp_path / "metrics" / "s.jsonl")
-    assert record["step"] == 3
+    assert record["global_step"] == 3
     assert record["losses/nll"] == 0.5
     assert np.isnan(record["a"])
     assert record["b"] == -np.inf
@@ -118,7 +118,7 @@ def test_rewind_drops_later_steps_and_only_them(tmp_path):
         log.rewind(2)
         log.metrics(3, {"a": 30})
     records = read_metrics(tmp_path / "metrics" / "s.jsonl")
-    assert [(r["step"], r["a"]) for r in records] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    assert [(r["global_step"], r["a"]) for r in records] == [(0, 0), (1, 1), (2, 2), (3, 30)]
 
 
 def test_rewind_in_the_middle_of_a_run(tmp_path):
@@ -139,7 +139,7 @@ def test_a_half_written_last_line_is_cut_off(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:-cut])
     with Log.quiet("s", tmp_path) as log:
         log.metrics(2, {"a": 2})
-    assert [r["step"] for r in read_metrics(path)] == [0, 2]
+    assert [r["global_step"] for r in read_metrics(path)] == [0, 2]
 
 
 class Broken:
