@@ -1,4 +1,7 @@
-"""What stands beside each other in a film: the real frame, its reconstruction, and what the world model dreams."""
+"""What stands beside each other in a film: the real frame, its reconstruction, and what the world model dreams.
+
+All that is computed here ends with `Stopped` soon after a signal asked for it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmrl import interrupts
 from wmrl.recording import Episode
 from wmrl.rollout import Policy, look
 from wmrl.seeding import generator
@@ -93,6 +97,7 @@ def reconstruction(representation: Any, episode: Episode, device: str) -> Column
     """What the representation keeps of each frame."""
     frames = []
     for begin in range(0, len(episode.obs), BLOCK):
+        interrupts.check()
         obs = torch.from_numpy(np.ascontiguousarray(episode.obs[begin : begin + BLOCK])).to(device)
         latent = representation.draw(representation.encode(obs), sample=False)
         frames += _pictures(representation.decode(latent))
@@ -116,6 +121,7 @@ def dream(world: WorldModel, episode: Episode, how: Dreaming, *, every: int) -> 
     asleep, since, expected = awake, 0, 0.0
     frames, notes = _pictures(world.frame(asleep)), ["awake"]
     for t in range(len(episode)):
+        interrupts.check()
         asleep, reward, _ = world.imagine(asleep, action[t : t + 1], rng=rng, temperature=how.temperature)
         since, expected = since + 1, expected + float(reward)
         if every:
@@ -143,6 +149,7 @@ def pure_dream(world: WorldModel, policy: Policy, first: np.ndarray, how: Dreami
     state: State = world.start(torch.from_numpy(np.ascontiguousarray(first[None])).to(how.device), rng=rng)
     frames, rewards, conts = _pictures(world.frame(state)), [], []
     for _ in range(steps):
+        interrupts.check()
         action = policy.act(look(world, policy.controller, state))
         state, reward, cont = world.imagine(state, action, rng=rng, temperature=how.temperature)
         frames += _pictures(world.frame(state))

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from wmrl import curves, panels
+from wmrl import curves, interrupts, panels
 from wmrl.data.policies import White
-from wmrl.errors import ArtifactError
+from wmrl.errors import ArtifactError, Stopped
 from wmrl.log import Log
 from wmrl.panels import Dreaming
 from wmrl.recording import Episode, Recorder
@@ -92,6 +92,20 @@ def test_both_dreams_have_the_temperature_that_was_asked_for():
     pure = panels.pure_dream(Walk(), Policy(Still()), np.zeros((3, 2, 2), np.uint8), how, steps=50)
     shown = [[int(frame[0, 0, 0]) for frame in frames] for frames in (column.frames, pure.frames)]
     assert shown == [[10, 13, 16], [0, 3, 6, 9]]
+
+
+@pytest.mark.parametrize("panel", ["reconstruction", "dream", "pure dream"])
+def test_asked_to_stop_nothing_more_is_computed(monkeypatch, panel):
+    episode, how = episode_of(10, 20, 30), Dreaming(seed=0)
+    work = {
+        "reconstruction": lambda: panels.reconstruction(Code(), episode, "cpu"),
+        "dream": lambda: panels.dream(Walk(), episode, how, every=0),
+        "pure dream": lambda: panels.pure_dream(Walk(), Policy(Still()), episode.obs[0], how, steps=3),
+    }[panel]
+    work()
+    monkeypatch.setattr(interrupts, "_pending", 15)
+    with pytest.raises(Stopped):
+        work()
 
 
 def test_the_recorder_keeps_the_last_frame_and_the_first_rows_only(toy):
