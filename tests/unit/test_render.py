@@ -174,16 +174,6 @@ def test_places_that_cannot_be_written_are_told_before_anything_is_drawn(tested,
         show(tested, frames=mine)
 
 
-def test_of_what_ffmpeg_tells_the_first_line_is_told(tested, monkeypatch):
-    def fail(*args):
-        raise OSError("Broken pipe\n\nFFMPEG COMMAND:\nffmpeg -y")
-
-    monkeypatch.setattr("wmrl.stages.render._write", fail)
-    with pytest.raises(ArtifactError) as caught:
-        show(tested)
-    assert str(caught.value) == "the file cannot be written: Broken pipe"
-
-
 @pytest.mark.parametrize("word", ["representation", "dynamics", "controller"])
 def test_a_film_of_another_agent_is_told(tested, capsys, word):
     show(tested, strip=True)

@@ -127,8 +127,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or next(iter(str(error).splitlines()), "no reason is given")  # ffmpeg tells a story
-        raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {why}") from error
+        raise ArtifactError(f"{error.filename or 'the file'} cannot be written: {error.strerror or error}") from error
 
 
 def _check_places(store: Store, options: RenderOptions) -> None:
