@@ -6,7 +6,6 @@ the workers of environments say. What a C library writes to descriptor 2 of this
 
 import contextlib
 import json
-import os
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any, Self, TextIO, cast
 
 import numpy as np
 
-from wmrl import files
+from wmrl import files, stdout
 from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
 from wmrl.progress import Bar, Meter, Plain, wants_bar
 from wmrl.sinks import TRACKERS, Guarded, Jsonl, TensorBoard, installed
@@ -52,9 +51,7 @@ class Lasting:
             getattr(self._stream, method)(*args)
         except BrokenPipeError:
             self._gone = True
-            # What is still buffered, and what other code and child processes write, goes nowhere from here on.
-            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), self.fileno())
+            stdout.abandon(cast(TextIO, self._stream))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -223,13 +220,13 @@ class Log:
             self.say(text)
         else:
             self._bar.close()
-            _print(text)
+            stdout.write(text + "\n")
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Print one JSON object with its schema version on stdout, if `--json` was given."""
         if self.as_json:
             self._bar.close()
-            _print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, default=_json))
+            stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **values}, default=_json) + "\n")
 
     def progress(self, done: float, total: float, unit: str = "steps", note: str = "") -> None:
         """Show how far the stage is, with rate and time left.
@@ -285,12 +282,6 @@ def _opened(path: Path) -> TextIO:
     except OSError as error:
         why = f"{path.parent} is a file" if path.parent.is_file() else error.strerror
         raise ArtifactError(f"{path} cannot be written: {why}") from error
-
-
-def _print(text: str) -> None:
-    stdout = Lasting(sys.stdout)  # a reader that has gone must not undo what is done, nor stop what comes after
-    stdout.write(text + "\n")
-    stdout.flush()
 
 
 def _json(value: Any) -> Any:

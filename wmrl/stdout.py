@@ -1,10 +1,11 @@
-"""What a report says on stdout, to a reader that may have gone: for commands that load little, as doctor does."""
+"""What is said on stdout, to a reader that may have gone; it loads little, for doctor does not either."""
 
 import contextlib
 import io
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from wmrl.errors import UserError
 
@@ -29,13 +30,13 @@ def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _abandon()
+        abandon(sys.stdout)
     except OSError as error:
-        _abandon()
+        abandon(sys.stdout)
         raise UserError(f"the report cannot be written to stdout: {error.strerror or error}") from error
 
 
-def _abandon() -> None:
-    """Send what is still buffered nowhere: Python would complain of it at its end."""
+def abandon(stream: TextIO) -> None:
+    """Send nowhere what a stream still holds, and what other code and child processes write to it from here on."""
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), stream.fileno())

@@ -72,7 +72,7 @@ def store(parts, tmp_path):
 
 
 @pytest.fixture
-def tested(store):
+def scored(store):
     test_controller(store.pipe, store, Log.quiet("test-controller", store.logdir), Run(threads=2))
     return artifact.read(store.path("test"), "test")
 
@@ -91,8 +91,8 @@ def test_a_film_of_the_dataset_shows_the_episode_asked_for(store, number):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_film_of_the_test_shows_the_episode_asked_for(store, tested, number):
-    obs = tested.tensors[f"{tested.facts['order'][0]}/episodes/{number}/obs"]
+def test_a_film_of_the_test_shows_the_episode_asked_for(store, scored, number):
+    obs = scored.tensors[f"{scored.facts['order'][0]}/episodes/{number}/obs"]
     frames = filmed(store, "frames", episode=number)
     np.testing.assert_array_equal([panel(frame, 0) for frame in frames], [picture(one) for one in obs])
 
@@ -137,9 +137,9 @@ def test_a_fresh_episode_has_the_seed_asked_for(store, toy):
     assert toy.played == [11]
 
 
-def test_frames_of_another_size_than_the_model_sees_are_refused(store, tested):
-    name = f"{tested.facts['order'][0]}/episodes/0/obs"
-    other = dataclasses.replace(tested, tensors={**tested.tensors, name: tested.tensors[name][..., :16, :16]})
+def test_frames_of_another_size_than_the_model_sees_are_refused(store, scored):
+    name = f"{scored.facts['order'][0]}/episodes/0/obs"
+    other = dataclasses.replace(scored, tensors={**scored.tensors, name: scored.tensors[name][..., :16, :16]})
     store.save("test", other)
     with pytest.raises(ContractError, match=r"vae\.h5 sees .*32, 32.*16, 16"):
         show(store, strip=True)

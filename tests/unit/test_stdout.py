@@ -46,9 +46,10 @@ def test_a_full_disk_is_one_line_and_no_bug(calls, monkeypatch, capsys, command,
     assert capsys.readouterr().err == "error: the report cannot be written to stdout: No space left on device\n"
 
 
-def test_without_a_stdout_nothing_is_written(monkeypatch):
+def test_without_a_stdout_nothing_is_written(monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdout", None)
     stdout.write("nobody reads this")
+    assert capfd.readouterr() == ("", "")
 
 
 class Terminal(io.StringIO):

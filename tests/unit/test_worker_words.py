@@ -57,8 +57,7 @@ def module(tmp_path, monkeypatch):
 def play(*seeds, steps=1):
     with make(ENV, len(seeds), threads=2) as env:
         env.reset(list(seeds))
-        for _ in range(steps):
-            env.step(FOUR[: len(seeds)], np.arange(len(seeds)))
+        return [env.step(FOUR[: len(seeds)], np.arange(len(seeds))) for _ in range(steps)]
 
 
 def kept(logdir):
@@ -98,7 +97,7 @@ def test_nobody_waits_where_stderr_takes_nothing(tmp_path, monkeypatch, stderr):
     gone = (tmp_path / "gone").open("w")
     gone.close()
     monkeypatch.setattr(sys, "stderr", None if stderr == "none" else gone)
-    play(3, 3, steps=2)
+    assert [len(outcome.reward) for outcome in play(3, 3, steps=2)] == [2, 2]
 
 
 def open_here():
