@@ -8,10 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmrl.data.episodes import Episodes
 from wmrl.rollout import Policy, check_finite, look
 from wmrl.seeding import generator, number
 from wmrl.spec import State, take
 from wmrl.world import WorldModel
+
+BANK = 1000
+"""First frames, at most, that dreams begin at."""
+BLOCK = 64
+"""Frames that are read and encoded together."""
+
+
+@torch.inference_mode()
+def first_codes(world: WorldModel, episodes: Episodes, device: torch.device) -> Tensor:
+    """The bank that dreams begin at: codes (E, *code) of the first frames of the first real episodes."""
+    rows, codes = episodes.start[:-1][:BANK], []
+    for i in range(0, len(rows), BLOCK):
+        frames = episodes.gather(rows[i : i + BLOCK, None])["obs"][:, 0]
+        codes.append(world.encode(torch.from_numpy(frames).to(device)))
+    return torch.cat(codes)
 
 
 @dataclass

@@ -13,7 +13,8 @@ def make(parameters: list[nn.Parameter], settings: Fit) -> torch.optim.Optimizer
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, settings.learning_rate, alpha=0.9)
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, settings.learning_rate, fused=fused)
+    betas = (0.9, settings.beta2)
+    return torch.optim.Adam(parameters, settings.learning_rate, betas=betas, eps=settings.epsilon, fused=fused)
 
 
 def state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[dict[str, Tensor]]:

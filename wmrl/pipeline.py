@@ -67,6 +67,8 @@ class Fit:
         length: Steps in a window; for the representation, frames of one episode that are near each other.
         learning_rate: Step size of the optimiser.
         optimizer: "adam" or "rmsprop" (alpha 0.9). Source: ctallec, adam for V and rmsprop for M.
+        beta2: Decay of Adam's average of squared gradients. Source: torch, 0.999; the Transformer, 0.98.
+        epsilon: What Adam adds to the root of that average. Source: torch, 1e-8; the Transformer, 1e-9.
         warmup: Steps over which the learning rate rises linearly from zero.
         clip: Largest norm of the gradient; 0 leaves it alone.
         validate_every: Steps between two looks at the fixed validation set.
@@ -82,6 +84,8 @@ class Fit:
     length: int = 32
     learning_rate: float = 1e-3
     optimizer: Literal["adam", "rmsprop"] = "adam"
+    beta2: float = 0.999
+    epsilon: float = 1e-8
     warmup: int = 0
     clip: float = 0.0
     validate_every: int = 250
@@ -240,6 +244,9 @@ def _check(pipe: Pipeline) -> None:
     for key, value in {k: v for k, v in positive.items() if k in MOST}.items():
         if value > MOST[key]:
             raise ConfigError(f"{key}: must be at most {MOST[key]:,}, got {value:,}")
+    for name, fit in {"vae": pipe.fit.vae, "dynamics": pipe.fit.dynamics}.items():
+        if not fit.beta2 < 1:
+            raise ConfigError(f"fit.{name}.beta2: must be less than 1, got {fit.beta2}")
     for key, value in not_negative.items():
         if not value >= 0:
             raise ConfigError(f"{key}: must not be negative, got {value}")
@@ -249,6 +256,6 @@ def _check(pipe: Pipeline) -> None:
         raise ConfigError("generate.controller: policy 'controller' needs the logdir of a trained controller")
 
 
-POSITIVE = ("steps", "batch", "length", "learning_rate", "validate_every", "validation_batches", "log_every")
+POSITIVE = ("steps", "batch", "length", "learning_rate", "epsilon", "validate_every", "validation_batches", "log_every")
 MOST = {"env.size": 4096, "env.max_steps": 10**9, "test.max_steps": 10**9}
-NOT_NEGATIVE = ("warmup", "clip", "plateau", "patience")
+NOT_NEGATIVE = ("beta2", "warmup", "clip", "plateau", "patience")

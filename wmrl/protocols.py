@@ -55,6 +55,9 @@ class Dynamics(Protocol):
     def latent(self, state: State) -> Tensor:
         """The latent of a state, (B, *latent), for the representation to decode."""
 
+    def log_prob(self, state: State, action: Tensor, latent: Tensor) -> Tensor:
+        """Log density (B,) in nats of the latent that `action` leads to; absent where the model has no density."""
+
     def loss(self, latent: Tensor, batch: Batch, *, rng: torch.Generator) -> Loss:
         """Loss on windows: latent (B, T + 1, *latent) of the frames of `batch`."""
 

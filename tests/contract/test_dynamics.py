@@ -215,6 +215,21 @@ def test_saved_and_loaded_it_gives_the_same(space, table, tmp_path):
 
 
 @models
+@spaces
+def test_step_by_step_it_is_as_surprised_as_in_a_window(space, table, actions):
+    """`log_prob` along `observe` is the density that the loss of a window speaks of."""
+    world, batch = make(space, table, actions).eval(), some_batch(space, actions)
+    if not hasattr(world.dynamics, "log_prob"):
+        pytest.skip("no density")
+    nll = world.loss(batch, seeded(0))[1]["nll"]
+    state, steps = world.start(batch.obs[:, 0]), []
+    for t in range(T):
+        steps.append(world.dynamics.log_prob(state, batch.action[:, t], batch.obs[:, t + 1]))
+        state = world.observe(state, batch.action[:, t], batch.obs[:, t + 1])
+    torch.testing.assert_close(-torch.stack(steps).mean() / space.shape[0], nll)
+
+
+@models
 def test_learnt_in_windows_it_holds_step_by_step(space, table):
     """A process with a memory: the next latent is the sign of the action before last. Learnt in windows."""
     size, rng = space.shape[0], seeded(0)

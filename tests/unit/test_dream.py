@@ -1,6 +1,7 @@
 """A dream as a stepping surface: where it begins, who goes on, how hot it is, when it ends."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from wmrl.controllers.linear import Linear
-from wmrl.dream import Dream, Dreamer
+from wmrl.dream import Dream, Dreamer, first_codes
 from wmrl.spec import Actions, Step
 from wmrl.world import WorldModel
 
@@ -87,3 +88,12 @@ def test_rows_are_kept_on_the_device_of_the_policy() -> None:
     kept: list[torch.Tensor] = []
     Dreamer(SimpleNamespace(keep=kept.append), "meta").keep(np.array([0, 2]))
     assert kept[0].device.type == "meta" and len(kept[0]) == 2
+
+
+def test_the_bank_holds_the_first_frames_of_the_episodes_in_order(monkeypatch) -> None:
+    episodes: Any = SimpleNamespace(start=7 * np.arange(151), gather=lambda rows: {"obs": rows.astype(np.float32)})
+    world: Any = SimpleNamespace(encode=lambda frames: 10 * frames)
+    bank = first_codes(world, episodes, torch.device("cpu"))
+    assert bank.tolist() == [70 * episode for episode in range(150)]
+    monkeypatch.setattr("wmrl.dream.BANK", 3)
+    assert first_codes(world, episodes, torch.device("cpu")).tolist() == [0, 70, 140]

@@ -283,15 +283,6 @@ def test_other_parents_are_refused(pipe, tmp_path, monkeypatch) -> None:
         _run(pipe, tmp_path, noreload=True)
 
 
-def test_the_bank_holds_the_first_frames_of_the_episodes_in_order(monkeypatch) -> None:
-    episodes: Any = SimpleNamespace(start=7 * np.arange(151), gather=lambda rows: {"obs": rows.astype(np.float32)})
-    world: Any = SimpleNamespace(encode=lambda frames: 10 * frames)
-    bank = stage._bank(world, episodes, torch.device("cpu"))
-    assert bank.tolist() == [70 * episode for episode in range(150)]
-    monkeypatch.setattr(stage, "BANK", 3)
-    assert stage._bank(world, episodes, torch.device("cpu")).tolist() == [0, 70, 140]
-
-
 def test_appended_episodes_let_a_search_go_on_and_others_do_not(pipe, tmp_path) -> None:
     store, made = _run(pipe, tmp_path, minutes=0.0)
     _add(tmp_path / "data", 3, [3])

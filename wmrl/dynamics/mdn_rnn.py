@@ -97,6 +97,10 @@ class MDNRNN(nn.Module):
         """The latent now, (B, Z)."""
         return state.z
 
+    def log_prob(self, state: MDNState, action: Tensor, latent: Tensor) -> Tensor:
+        """Log density (B,) in nats of the latent (B, Z) that the action (B, A) leads to."""
+        return self.next(self._advance(state, action)[0]).log_prob(latent)
+
     def loss(self, latent: Tensor, batch: Batch, *, rng: torch.Generator | None = None) -> Loss:
         """Negative log-likelihood of the next latents, and the errors of reward and termination, on windows.
 

@@ -7,16 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wmrl import artifact, config, continuing, envs
 from wmrl import precision as precisions
 from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
 from wmrl.data.windows import windows
-from wmrl.dream import Dream, Dreamer
+from wmrl.dream import Dream, Dreamer, first_codes
 from wmrl.errors import ContractError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
@@ -35,8 +34,6 @@ PER_THREAD = 32
 """Environments alive for each thread: a wave of CarRacing takes about half a minute, which is what a kill may cost."""
 DREAMERS = 1024
 """Dreamt rows in a wave, at most."""
-BANK = 1000
-"""First frames, at most, that dreams begin at."""
 
 
 def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
@@ -212,7 +209,7 @@ def _grounds(
         return Rollouts(games, lambda policy: Agent(world, policy, precision, eyes=eyes), controller, each, device)
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
-        bank = _bank(world, episodes, device)
+        bank = first_codes(world, episodes, device)
         dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
         log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
         dreamer = functools.partial(Dreamer, device=device)
@@ -259,16 +256,3 @@ def _fits(env: envs.VectorEnv, episodes: Episodes, pipe: Pipeline) -> None:
             raise ContractError(
                 f"{pipe.env.id} has {what} {here}, but the models were trained on {there} ({episodes.path})"
             )
-
-
-def _bank(world: WorldModel, episodes: Episodes, device: torch.device) -> Tensor:
-    """Codes (E, *code) of the first frames of real episodes."""
-    with torch.inference_mode():
-        return torch.cat(
-            [world.encode(torch.from_numpy(o).to(device)) for o in _first_frames(episodes.start[:-1][:BANK], episodes)]
-        )
-
-
-def _first_frames(rows: np.ndarray, episodes: Episodes, block: int = 64) -> Iterator[np.ndarray]:
-    for i in range(0, len(rows), block):
-        yield episodes.gather(rows[i : i + block, None])["obs"][:, 0]
