@@ -39,6 +39,19 @@ def check_components(pipe: Pipeline) -> None:
         if "from" not in table:
             config.resolved(registry(where), table, where)
     config.build(registry("trainer"), pipe.trainer, "trainer")  # what it refuses must not become the logdir's own
+    _check_window(pipe)
+
+
+def _check_window(pipe: Pipeline) -> None:
+    """A model with a window is trained on windows of that length: at rollout it meets no position that is new to it."""
+    if "from" in pipe.dynamics:
+        return
+    context = config.resolved(registry("dynamics"), pipe.dynamics, "dynamics").get("context")
+    if context not in (None, pipe.fit.dynamics.length):
+        raise ConfigError(
+            f"dynamics.context is {context} and fit.dynamics.length is {pipe.fit.dynamics.length}: a model is trained "
+            "on windows as long as those it sees at rollout; give both one value"
+        )
 
 
 def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:

@@ -2,4 +2,6 @@
 
 DYNAMICS: dict[str, str] = {
     "mdn-rnn": "wmrl.dynamics.mdn_rnn:MDNRNN",
+    "trade": "wmrl.dynamics.trade:TraDE",
+    "transformer-de": "wmrl.dynamics.transformer_de:TransformerDE",
 }

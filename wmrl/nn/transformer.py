@@ -1,0 +1,228 @@
+"""A causal transformer over a window, as a whole and step by step.
+
+Both forms give the same numbers: `forward` for windows of training, `step` with cached keys and values for rollouts. A
+window of rollouts is as long as one of training and its positions count from 0. When it is full, the newest half is
+computed anew as a window of its own, and the cache goes on from there: two tokens a step, amortised, and the cost of a
+step does not grow with the episode.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmrl.nn.dropout import Drop
+from wmrl.spec import tree_map
+
+Positions = Literal["sinusoidal", "rotary", "recurrent"]
+Attend = Callable[[int, Tensor], Tensor]
+"""(block, queries, keys and values (B, T, 3 d)) -> what they read (B, T, d)."""
+BASE = 10_000.0
+
+
+class Memory(NamedTuple):
+    """The window so far, of B rows; what lies behind `length` means nothing."""
+
+    tokens: Tensor  # (B, L, d) what was put in
+    cache: Tensor  # (B, N, 2, L, d) keys and values of the N blocks
+    carry: Tensor  # (B, d) the recurrent positions' state; (B, 0) if they are not
+    length: Tensor  # (B,) int64, tokens that count
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each with a residual branch and a norm behind it (post-norm).
+
+    Source: Vaswani et al. (2017), Attention Is All You Need, section 3; ReLU.
+    """
+
+    def __init__(self, width: int, feedforward: int):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], drop: Drop) -> Tensor:
+        """Tokens (B, T, d) -> (B, T, d)."""
+        x = self.norm1(x + drop(self.out(attend(self.qkv(x)))))
+        return self.norm2(x + drop(self.down(drop(F.relu(self.up(x))))))
+
+
+class CausalTransformer(nn.Module):
+    """Blocks of causal self-attention; token t sees tokens 0 to t.
+
+    Args:
+        width: Size d of a token.
+        blocks: Number of blocks.
+        heads: Attention heads; they share the width.
+        feedforward: Units of the feed-forward layers.
+        dropout: On positions, attention weights, residual branches and inside the feed-forward layers; only where
+            `forward` is given a generator in training mode, so never step by step.
+        context: Length L of the window.
+        positions: "sinusoidal", a table that is added (Vaswani et al. 2017); "rotary", queries and keys turned by their
+            position (Su et al. 2021); "recurrent", a GRU over the tokens, whose outputs take their place (Fakoor et al.
+            2020).
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        blocks: int,
+        heads: int,
+        feedforward: int,
+        context: int,
+        dropout: float = 0.0,
+        positions: Positions = "sinusoidal",
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads must divide the width, got {heads} heads for a width of {width}")
+        if positions == "rotary" and (width // heads) % 2:
+            raise ValueError(f"rotary positions need an even width of a head, got {width // heads}")
+        self.width, self.heads, self.context, self.positions = width, heads, context, positions
+        self.keep, self.dropout = max(1, context // 2), dropout
+        self.blocks = nn.ModuleList(Block(width, feedforward) for _ in range(blocks))
+        self.register_buffer("table", _table(positions, context, width // heads, width), persistent=False)
+        if positions == "recurrent":
+            self.gru = nn.GRU(width, width, batch_first=True)
+
+    def forward(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Windows (B, T, d) with T at most L -> (B, T, d)."""
+        drop = Drop(self.dropout if self.training and rng is not None else 0.0, rng)
+        return self._window(x, drop)[0]
+
+    def empty(self, like: Tensor) -> Memory:
+        """The memory of rows that have seen nothing; `like` (B, ...) gives rows, device and type."""
+        b, (d, n) = len(like), (self.width, self.context)
+        return Memory(
+            like.new_zeros(b, n, d),
+            like.new_zeros(b, len(self.blocks), 2, n, d),
+            like.new_zeros(b, d if self.positions == "recurrent" else 0),
+            torch.zeros(b, dtype=torch.int64, device=like.device),
+        )
+
+    def step(self, memory: Memory, x: Tensor, *, own: bool = False) -> tuple[Tensor, Memory]:
+        """One more token (B, d) -> its output (B, d) and the new memory.
+
+        Args:
+            memory: Of these rows; their lengths may differ.
+            x: The tokens.
+            own: The memory is nobody else's and may be written over.
+        """
+        memory = self._with_room(memory)
+        at = memory.length
+        least, most = (int(v) for v in torch.aminmax(at))
+        equal, rows = least == most, torch.arange(len(x), device=x.device)
+        tokens, cache = (memory.tokens, memory.cache) if own else (memory.tokens.clone(), memory.cache.clone())
+        tokens[rows, at] = x.to(tokens)
+        x, carry = self._placed(x, memory)
+        seen = None if equal else (torch.arange(most + 1, device=x.device) <= at[:, None])[:, None, None]  # (B,1,1,n)
+        for i, block in enumerate(self.blocks):
+
+            def attend(qkv: Tensor, i: int = i) -> Tensor:
+                q, k, v = qkv.split(self.width, -1)  # (B, 1, d)
+                q, k = self._turned(q, at[:, None]), self._turned(k, at[:, None])
+                both = torch.cat([k, v], 1).to(cache)  # (B, 2, d)
+                if equal:
+                    cache[:, i, :, most] = both
+                else:
+                    cache[rows, i, :, at] = both
+                keys, values = cache[:, i, :, : most + 1].unbind(1)
+                return self._read(q, keys, values, mask=seen)
+
+            x = block(x, attend, Drop(0.0))
+        return x[:, 0], Memory(tokens, cache, carry, at + 1)
+
+    def _window(self, x: Tensor, drop: Drop) -> tuple[Tensor, list[Tensor], Tensor]:
+        """A window from position 0 on: outputs (B, T, d), keys and values (B, 2, T, d) of each block, the carry."""
+        n, kept = x.shape[1], []
+        at, carry = torch.arange(n, device=x.device), x.new_zeros(len(x), 0)
+        if self.positions == "recurrent":
+            x, last = self.gru(x)
+            carry = last[0]
+        elif self.positions == "sinusoidal":
+            x = drop(x + self.table[:n].to(x))
+        for block in self.blocks:
+
+            def attend(qkv: Tensor) -> Tensor:
+                q, k, v = qkv.split(self.width, -1)
+                q, k = self._turned(q, at), self._turned(k, at)
+                kept.append(torch.stack([k, v], 1))
+                return self._read(q, k, v, causal=True, drop=drop)
+
+            x = block(x, attend, drop)
+        return x, kept, carry
+
+    def _with_room(self, memory: Memory) -> Memory:
+        """Rows whose window is full begin a new one with its newest half."""
+        full = memory.length >= self.context
+        if not bool(full.any()):
+            return memory
+        rows = full.nonzero()[:, 0]
+        newest = memory.tokens.index_select(0, rows)[:, -self.keep :]
+        _, kept, carry = self._window(newest, Drop(0.0))
+        part = self.empty(newest)
+        part.tokens[:, : self.keep] = newest
+        for i, both in enumerate(kept):
+            part.cache[:, i, :, : self.keep] = both
+        part = part._replace(carry=carry.to(memory.carry), length=part.length + self.keep)
+        if len(rows) == len(full):
+            return part
+        return Memory(*tree_map(lambda old, new: old.index_copy(0, rows, new), tuple(memory), tuple(part)))
+
+    def _placed(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """A token (B, d) with its position (B, 1, d), and the carry after it."""
+        carry = memory.carry
+        if self.positions == "recurrent":
+            w = [getattr(self.gru, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            x = carry = torch.gru_cell(x, carry, *w)
+        elif self.positions == "sinusoidal":
+            x = x + self.table[memory.length].to(x)
+        return x[:, None], carry
+
+    def _turned(self, x: Tensor, at: Tensor) -> Tensor:
+        """Queries or keys (B, T, d) turned by their positions `at` (T,) or (B, T), if positions are rotary."""
+        if self.positions != "rotary":
+            return x
+        cos, sin = self.table[at].to(x).unsqueeze(-3).unbind(-1)  # (..., T, 1, d / heads / 2)
+        a, b = x.unflatten(-1, (self.heads, 2, -1)).unbind(-2)  # (B, T, heads, d / heads / 2)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    def _read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        drop: Drop | None = None,
+    ) -> Tensor:
+        """Attention of queries (B, T, d) on keys and values (B, n, d) -> (B, T, d)."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k.to(q), v.to(q)))
+        if drop is None or not drop.p:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        else:
+            scores = q @ k.mT / math.sqrt(q.shape[-1])
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            out = drop(scores.masked_fill(hidden, -math.inf).softmax(-1)) @ v
+        return out.transpose(1, 2).flatten(-2)
+
+
+def _table(positions: Positions, context: int, head: int, width: int) -> Tensor:
+    """What positions look up: sines and cosines (L, d), (L, head / 2, 2) if rotary; nothing if recurrent."""
+    size = {"sinusoidal": width, "rotary": head, "recurrent": 0}[positions]
+    angles = torch.arange(context)[:, None] * BASE ** (-torch.arange(0, size, 2) / max(size, 1))  # (L, size / 2)
+    both = torch.stack([angles.cos(), angles.sin()], -1)
+    return both if positions == "rotary" else both.flip(-1).flatten(-2)[:, :size]
