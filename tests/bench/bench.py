@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import models
 import processes
 import rolling
 import torch
@@ -33,6 +34,7 @@ GROUPS: list[tuple[str, Callable[[Bench, str], Iterator[Row]]]] = [
     ("ce", training.train_dynamics),
     ("f", rolling.lockstep),
     ("g", rolling.dreams),
+    ("jk", models.models),
     ("h", processes.memory),
 ]
 
@@ -64,7 +66,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the speed of every stage on this machine.")
-    parser.add_argument("--only", default="abcdefghi", help="letters of the rows to measure: e,g")
+    parser.add_argument("--only", default="abcdefghijk", help="letters of the rows to measure: e,g")
     parser.add_argument("--quick", action="store_true", help="measure for a fraction of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (needs 2 GB)")
@@ -82,9 +84,11 @@ def show(rows: list[Row], machine: dict[str, float], seconds: float) -> None:
 
 def line(row: Row) -> str:
     """One row of the table."""
-    target = f"{'<=' if row.at_most else '>='} {_number(row.target)}{row.unit}"
-    measured = f"{_number(row.measured)}{row.unit}"
-    return f"{row.name:50}{measured:>12}{target:>14}  {'yes' if row.ok else 'NO '}  {row.detail}"
+    measured, target, met = f"{_number(row.measured)}{row.unit}", "", ""
+    if row.target is not None:
+        target = f"{'<=' if row.at_most else '>='} {_number(row.target)}{row.unit}"
+        met = "yes" if row.ok else "NO"
+    return f"{row.name:50}{measured:>12}{target:>14}  {met:3}  {row.detail}"
 
 
 def _number(value: float) -> str:

@@ -30,7 +30,7 @@ class Row:
     Args:
         name: What was measured.
         measured: The number.
-        target: What it is held against.
+        target: What it is held against, if anything.
         at_most: Whether the target is an upper bound.
         unit: Of both; "" for a ratio.
         detail: What the number comes from.
@@ -38,14 +38,16 @@ class Row:
 
     name: str
     measured: float
-    target: float
+    target: float | None = None
     at_most: bool = False
     unit: str = ""
     detail: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether the target is met."""
+        """Whether the target is met, if there is one."""
+        if self.target is None:
+            return True
         return self.measured <= self.target if self.at_most else self.measured >= self.target
 
 
