@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,41 @@ def first_codes(world: WorldModel, episodes: Episodes, device: torch.device) -> 
     return torch.cat(codes)
 
 
+Ends = Literal["threshold", "sample"]
+"""When an episode ends: where the chance to go on falls below 0.5, or by a draw."""
+ENDS: tuple[str, ...] = get_args(Ends)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Where dreams begin, how they go on, and when they end. States and generators are the caller's.
+
+    Args:
+        world: The frozen world model.
+        bank: (E, *code) encoded first frames of real episodes; an episode's seed picks one.
+        temperature: Of the dynamics' draws. Source: Ha & Schmidhuber 2018, 1.25 for Doom.
+        ends: When an episode ends.
+    """
+
+    world: WorldModel
+    bank: Tensor
+    temperature: float = 1.0
+    ends: Ends = "threshold"
+
+    def begin(self, seeds: Sequence[int], rng: torch.Generator) -> State:
+        """The first state of an episode for each seed, (N, ...)."""
+        first = torch.tensor([number("first frame", int(s)) % len(self.bank) for s in seeds], device=self.bank.device)
+        latent = self.world.draw(self.bank.index_select(0, first), sample=True, rng=rng)
+        return self.world.dynamics.start(latent, rng=rng)
+
+    def step(self, state: State, action: Tensor, rng: torch.Generator) -> tuple[State, Tensor, Tensor]:
+        """What `action` (N, A) leads to: the next state, reward (N,) float, whether the episode ended (N,) bool."""
+        state, reward, cont = self.world.imagine(state, action, rng=rng, temperature=self.temperature)
+        if self.ends == "sample":
+            return state, reward, torch.rand(cont.shape, generator=rng, device=cont.device) >= cont
+        return state, reward, cont < 0.5
+
+
 @dataclass
 class Dreamt:
     """What one dreamt step of K rows led to; the observation is the controller's view of the state."""
@@ -46,9 +81,9 @@ class Dream:
     Args:
         world: The frozen world model.
         controller: Decides what is seen of a state (`looks_at`).
-        bank: (E, *code) encoded first frames of real episodes; an episode's seed picks one.
-        temperature: Of the dynamics' draws. Source: Ha & Schmidhuber 2018, 1.25 for Doom.
-        ends: When an episode ends: "threshold", where the chance to go on falls below 0.5; "sample", by a draw.
+        bank: See `Rules`, as `temperature` and `ends`.
+        temperature: Of the dynamics' draws.
+        ends: When an episode ends.
         max_steps: Steps after which an episode is truncated.
     """
 
@@ -59,11 +94,11 @@ class Dream:
         bank: Tensor,
         *,
         temperature: float = 1.0,
-        ends: Literal["threshold", "sample"] = "threshold",
+        ends: Ends = "threshold",
         max_steps: int = 1000,
     ) -> None:
-        self.world, self.controller, self.bank = world, controller, bank
-        self.temperature, self.ends, self.max_steps = temperature, ends, max_steps
+        self.world, self.controller, self.bank, self.max_steps = world, controller, bank, max_steps
+        self._rules = Rules(world, bank, temperature, ends)
         self._state: State = ()
         self._rows, self._steps = np.arange(0), 0
 
@@ -71,9 +106,7 @@ class Dream:
     def reset(self, seeds: Sequence[int]) -> Tensor:
         """Begin an episode per seed; the views (N, ...) of their first states."""
         self._rng = generator("dream", *seeds, device=self.bank.device)
-        first = torch.tensor([number("first frame", int(s)) % len(self.bank) for s in seeds], device=self.bank.device)
-        latent = self.world.draw(self.bank.index_select(0, first), sample=True, rng=self._rng)
-        self._state = self.world.dynamics.start(latent, rng=self._rng)
+        self._state = self._rules.begin(seeds, self._rng)
         self._rows, self._steps = np.arange(len(seeds)), 0
         return look(self.world, self.controller, self._state)
 
@@ -84,16 +117,11 @@ class Dream:
             index = torch.as_tensor(np.searchsorted(self._rows, ids), device=self.bank.device)
             self._state, self._rows = take(self._state, index), ids
         taken = torch.as_tensor(action, device=self.bank.device)
-        self._state, reward, cont = self.world.imagine(self._state, taken, rng=self._rng, temperature=self.temperature)
+        self._state, reward, ended = self._rules.step(self._state, taken, self._rng)
         self._steps += 1
         over = np.full(len(ids), self._steps >= self.max_steps)
         view = look(self.world, self.controller, self._state)
-        return Dreamt(view, reward.cpu().numpy(), self._ended(cont).cpu().numpy(), over)
-
-    def _ended(self, cont: Tensor) -> Tensor:
-        if self.ends == "sample":
-            return torch.rand(cont.shape, generator=self._rng, device=cont.device) >= cont
-        return cont < 0.5
+        return Dreamt(view, reward.cpu().numpy(), ended.cpu().numpy(), over)
 
 
 class Dreamer:
