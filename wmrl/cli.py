@@ -93,19 +93,25 @@ def train_controller(
     pop_size: Annotated[int | None, _option("Candidates in a generation.")] = None,
     n_samples: Annotated[int | None, _option("Rollouts of each candidate.")] = None,
     generations: Annotated[int | None, _option("Generations.")] = None,
-    steps: Annotated[int | None, _option("Environment steps after which the search ends.")] = None,
+    steps: Annotated[int | None, _option("Steps, dreamt ones if asleep, after which the search ends.")] = None,
     target_return: Annotated[float | None, _option("Stop early at this mean validation return.")] = None,
     max_workers: Annotated[
         int, typer.Option("--max-workers", "--num-envs", help="At most so many environments alive at once.")
     ] = 256,
     where: Annotated[str | None, _option("env, or dream: inside the world model.")] = None,
+    temperature: Annotated[float | None, _option("Of the draws in dreams.")] = None,
+    dream_steps: Annotated[int | None, _option("Truncate a dream after so many steps.")] = None,
+    real_every: Annotated[
+        int | None, _option("Asleep: score in the environment too, after so many generations; 0: never.")
+    ] = None,
     display: Annotated[bool, _option("Show the progress bar even where stderr is no terminal.", "--display")] = False,
     minutes: Minutes = None,
     noreload: NoReload = False,
 ) -> Call:
     """Train the controller (C) in the environment, or in the dream."""
     own = {"population": pop_size, "samples": n_samples, "generations": generations, "steps": steps, "where": where}
-    flags = {f"trainer.{k}": v for k, v in own.items()} | {"trainer.target_return": target_return}
+    asleep = {"temperature": temperature, "dream_steps": dream_steps, "real_every": real_every}
+    flags = {f"trainer.{k}": v for k, v in {**own, **asleep, "target_return": target_return}.items()}
     run = {"max_workers": max_workers, "display": display, "minutes": minutes, "noreload": noreload}
     return Call(flags, run)
 

@@ -18,6 +18,8 @@ Curve = tuple[list[float], list[float]]
 Warn = Callable[[str], None] | None
 ACROSS = 3  # plots in a row
 FEW = 10  # runs that matplotlib's own colours tell apart
+BESIDE = {"train-controller: eval/return_mean": "train-controller: dream/return"}
+"""What is drawn again, dashed, in the plot of another: what a dream pays beyond the real return is its exploit."""
 
 
 def collect(logdir: Path, warn: Warn = None) -> dict[str, Curve]:
@@ -79,13 +81,16 @@ def figure(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
     sheet = Figure(figsize=(5 * ACROSS, 2.8 * rows), layout="constrained")
     colours, legend = _colours(runs), {}
     for i, name in enumerate(names):
-        plot = sheet.add_subplot(rows, ACROSS, i + 1)
+        plot, title = sheet.add_subplot(rows, ACROSS, i + 1), name
         for run, curves in runs.items():
             if name in curves:
                 steps, values = curves[name]
                 dot = "." if len(steps) == 1 else ""
                 (legend[run],) = plot.plot(steps, values, color=colours[run], linewidth=1, marker=dot)
-        plot.set_title(name, fontsize=9)
+                if BESIDE.get(name) in curves:
+                    plot.plot(*curves[BESIDE[name]], color=colours[run], linewidth=1, linestyle="--")
+                    title = f"{name} (dashed: {BESIDE[name].split(': ')[1]})"
+        plot.set_title(title, fontsize=9)
         plot.tick_params(labelsize=7)
         plot.grid(alpha=0.3)
     if len(runs) > 1:

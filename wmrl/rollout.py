@@ -112,6 +112,8 @@ def play(
 def waves(rows: int, n: int, least: int = 1) -> list[slice]:
     """Cut `rows` rollouts into equal waves of at most `n`; into `least` waves if there are as many rows."""
     count = min(rows, max(least, -(-rows // n)))
+    if not count:
+        return []
     edges = [round(i * rows / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 

@@ -203,7 +203,7 @@ def _quality(facts: dict[str, Any]) -> str:
     if facts.get("untrained"):
         return "untrained"
     if isinstance(best, dict) and best.get("generation"):
-        return f"validation return {best['return']:.1f} in generation {best['generation']}"
+        return states.best(best)
     loss = validation.get("model", validation).get("loss")
     return f"validation loss {loss:.4g}" if isinstance(loss, int | float) else ""
 

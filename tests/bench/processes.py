@@ -37,7 +37,7 @@ STAGES = {
     "train-controller": ["--pop-size", "8", "--n-samples", "8", *ONE_CHECK, "--set", "trainer.abort=60"],
     "test-controller": ["--episodes", "2", "--max-steps", "200"],
     "render": [],
-    "dreams": ["--where", "dream", "--noreload", *ONE_CHECK, "--set", "trainer.dream_steps=100"],
+    "dreams": ["--where", "dream", "--noreload", *ONE_CHECK, "--dream-steps", "100", "--real-every", "0"],
 }
 
 

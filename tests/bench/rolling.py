@@ -141,7 +141,8 @@ def dreams(bench: Bench, wanted: str) -> Iterator[Row]:
     """Row g: dreamt steps per second, 1,024 rows."""
     how = ["trainer.population=64", "trainer.samples=16", f"trainer.generations={bench.amount(4, 2)}"]
     how += ["trainer.where=dream", f"trainer.dream_steps={bench.amount(200, 50)}", "trainer.validate_every=100"]
-    pipe = bench.pipe(*how, "trainer.validation_episodes=1", data=bench.data)
+    how += ["trainer.validation_episodes=1", "trainer.real_every=0"]
+    pipe = bench.pipe(*how, data=bench.data)
     bench.note("dreams, 1,024 rows")
     before = bench.machine()
     rows = bench.stage(train_controller, "train-controller", bench.world, pipe, noreload=True)

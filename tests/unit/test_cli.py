@@ -63,9 +63,10 @@ FLAGS = [
      {"fit.vae.steps": 7, "fit.vae.batch": 8, "fit.vae.learning_rate": 0.5}),
     ("train-dynamics", "--dynamics mdn-rnn --steps 7 --batch-size 8 --learning-rate 0.5",
      {"dynamics.kind": "mdn-rnn", "fit.dynamics.steps": 7, "fit.dynamics.batch": 8, "fit.dynamics.learning_rate": 0.5}),
-    ("train-controller", "--pop-size 9 --n-samples 2 --generations 5 --target-return 900 --where dream",
-     {"trainer.population": 9, "trainer.samples": 2, "trainer.generations": 5, "trainer.target_return": 900.0,
-      "trainer.where": "dream"}),
+    ("train-controller", "--pop-size 9 --n-samples 2 --generations 5 --target-return 900",
+     {"trainer.population": 9, "trainer.samples": 2, "trainer.generations": 5, "trainer.target_return": 900.0}),
+    ("train-controller", "--where dream --temperature 1.25 --dream-steps 70 --real-every 0",
+     {"trainer.where": "dream", "trainer.temperature": 1.25, "trainer.dream_steps": 70, "trainer.real_every": 0}),
 ]  # fmt: skip
 
 

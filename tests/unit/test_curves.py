@@ -49,6 +49,17 @@ def test_a_single_run_needs_no_legend():
     assert not curves.figure({"both": RUNS["both"]}).legends
 
 
+def test_what_a_dream_pays_is_drawn_into_the_plot_of_the_real_return():
+    real, dreamt = "train-controller: eval/return_mean", "train-controller: dream/return"
+    sheet = curves.figure({"run": {dreamt: ([1, 2, 3], [5.0, 6.0, 7.0]), real: ([1, 3], [4.0, 3.0])}})
+    beside, both = sheet.axes
+    assert beside.get_title() == dreamt and both.get_title() == f"{real} (dashed: dream/return)"
+    assert [(list(line.get_ydata()), line.get_linestyle()) for line in both.lines] == [
+        ([4.0, 3.0], "-"),
+        ([5.0, 6.0, 7.0], "--"),
+    ]
+
+
 def test_a_picture_replaces_the_one_that_was_there(tmp_path):
     with Log.quiet("train-vae", tmp_path / "run") as log:
         for step in range(3):

@@ -10,7 +10,7 @@ from torch import nn
 
 from wmrl.controllers.linear import Linear
 from wmrl.dream import Dream, Dreamer, first_codes
-from wmrl.spec import Actions, Step
+from wmrl.spec import Actions, Step, take
 from wmrl.world import WorldModel
 
 BANK = 100 * torch.arange(5.0)[:, None]
@@ -97,3 +97,38 @@ def test_the_bank_holds_the_first_frames_of_the_episodes_in_order(monkeypatch) -
     assert bank.tolist() == [70 * episode for episode in range(150)]
     monkeypatch.setattr("wmrl.dream.BANK", 3)
     assert first_codes(world, episodes, torch.device("cpu")).tolist() == [0, 70, 140]
+
+
+class Noisy(Walk):
+    """The reward is a number drawn for each row."""
+
+    def imagine(self, state, action, *, rng, temperature=1.0):
+        return Step(state, torch.empty(len(action)).normal_(generator=rng), torch.ones(len(action)))
+
+
+def test_who_plays_a_seed_meets_the_same_noise_in_any_company_and_after_others_have_ended() -> None:
+    world = WorldModel(Itself(), Noisy())
+    together, alone = (Dream(world, Linear((1,), Actions(1, False)), BANK) for _ in range(2))
+    together.reset([7, 3, 7, 5])
+    alone.reset([7])
+    seen = []
+    for ids in (np.arange(4), np.arange(4), np.array([1, 2]), np.array([2])):
+        (own,) = alone.step(still(1), np.arange(1)).reward
+        reward = together.step(still(len(ids)), ids).reward
+        assert reward[ids == 2] == own and len(set(reward.tolist())) == len(set(ids.tolist()) - {0})
+        seen.append(own)
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(("slack", "copies"), [(0.0, list(range(9, 0, -1))), (0.5, [4, 1])])
+def test_rows_that_ended_are_dropped_when_they_are_many(monkeypatch, slack: float, copies: list[int]) -> None:
+    taken = []
+    monkeypatch.setattr("wmrl.dream.SLACK", slack)
+    monkeypatch.setattr("wmrl.dream.take", lambda tree, index: taken.append(len(index)) or take(tree, index))
+    asleep = dream(temperature=0.0)
+    first = asleep.reset(range(10)).flatten().numpy()
+    for left in range(10, 0, -1):
+        out = asleep.step(still(left), np.arange(left))
+        assert out.reward.tolist() == out.obs.flatten().tolist() == first[:left].tolist()
+        assert len(out.terminated) == len(out.truncated) == left
+    assert taken == copies

@@ -1,6 +1,5 @@
 """CMA-ES: solves a toy task, resumes to the bit, and judges the mean."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -222,21 +221,6 @@ def test_halving_plays_less_and_ranks_those_who_dropped_out_below() -> None:
     assert len(np.unique(fitness[:5])) == 1 and len(np.unique(fitness)) == 4 and fitness[0] < -500
 
 
-def test_dreams_are_scored_asleep_only() -> None:
-    toy, asked = Toy(), []
-
-    def asleep(*how: Any) -> Callable:
-        asked.append(how)
-        return toy.score
-
-    def awake(*args: Any, **how: Any) -> None:
-        raise AssertionError("stepped the environment")
-
-    trainer = Evolve(**SMALL, generations=2, where="dream", temperature=1.2, ends="sample", dream_steps=50)
-    _train(toy, trainer, awake=awake, asleep=asleep)
-    assert asked == [(1.2, "sample", 50)]
-
-
 def test_the_step_size_decays_on_top_of_its_own_adaptation() -> None:
     plain, decayed = (
         _train(Toy(), Evolve(**SMALL, generations=30, sigma=0.3, sigma_decay=decay))[1]["history"]["sigma"]
@@ -255,6 +239,8 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
         {"samples": 0},
         {"halving": 16},
         {"validate_every": 0},
+        {"real_every": -1},
+        {"real_every": 0, "judge": "env", "where": "dream"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Evolve(**wrong)  # type: ignore[arg-type]

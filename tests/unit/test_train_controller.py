@@ -13,6 +13,7 @@ import torch
 
 from wmrl import artifact, envs
 from wmrl.config import build, resolved
+from wmrl.curves import collect
 from wmrl.data.shards import Episode, complete, write_shard
 from wmrl.dynamics import DYNAMICS
 from wmrl.errors import ArtifactError, ContractError, UserError
@@ -26,6 +27,12 @@ from wmrl.stages import train_controller as stage
 from wmrl.store import Store
 
 FRAMES, ACTIONS = Space((3, 32, 32)), Actions(1, False)
+META = {
+    "env": {"id": "toy", "size": 32, "crop": False},
+    "policy": {"policy": "white"},
+    "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
+    "actions": {"size": 1, "discrete": False},
+}
 
 
 class Outcome(NamedTuple):
@@ -79,20 +86,14 @@ def _save(store: Store, role: str, registry: dict, table: dict, given: tuple, wh
     return made
 
 
-def _add(folder: Path, first: int, seeds: Iterable[int]) -> None:
+def _add(folder: Path, first: int, seeds: Iterable[int], terminates: bool = True) -> None:
     """A shard of the toy's episodes, and the list of all shards."""
-    meta = {
-        "env": {"id": "toy", "size": 32, "crop": False},
-        "policy": {"policy": "white"},
-        "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
-        "actions": {"size": 1, "discrete": False},
-    }
-    zeros = np.zeros(6, np.float32)
-    some = [
-        Episode(np.full((6, 3, 32, 32), 40 * i, np.uint8), zeros[:, None], zeros, zeros > 0, np.arange(6) == 4, seed=i)
-        for i in seeds
-    ]
-    write_shard(folder, first, some, meta)
+    zeros, last = np.zeros(6, np.float32), np.arange(6) == 4
+    some = []
+    for i in seeds:
+        frames, ends = np.full((6, 3, 32, 32), 40 * i, np.uint8), (last, ~last & last)
+        some.append(Episode(frames, zeros[:, None], zeros, *(ends if terminates else ends[::-1]), seed=i))
+    write_shard(folder, first, some, META)
     complete(folder)
 
 
@@ -144,7 +145,6 @@ def test_saves_the_best_mean_with_its_history_and_parents(pipe, tmp_path) -> Non
     assert history["mean"][-1] > history["mean"][0]
     assert validation["returns"].shape == (2, 4) and made.facts["last"].shape == (8,)
     assert made.facts["choices"] == {
-        "dreams": 80,
         "environments": 5,
         "lanes": 1,
         "torch_threads": torch.get_num_threads(),
@@ -234,12 +234,72 @@ def test_no_more_environments_are_alive_than_allowed_in_all_lanes_together(pipe,
     assert len(sizes) == min(2, most) and sum(sizes) <= most
 
 
-def test_in_the_dream_no_environment_is_made(pipe, tmp_path) -> None:
+def _asleep(pipe: Pipeline, **more: Any) -> Pipeline:
     table = pipe.table()
-    dream = {**table["trainer"], "where": "dream", "dream_steps": 8, "ends": "sample", "temperature": 1.25}
-    store, made = _run(parse({**table, "trainer": dream}), tmp_path)
+    return parse({**table, "trainer": {**table["trainer"], "where": "dream", "dream_steps": 8, **more}})
+
+
+def test_in_the_dream_no_environment_is_made_if_none_is_asked_for(pipe, tmp_path) -> None:
+    store, made = _run(_asleep(pipe, real_every=0, ends="sample", temperature=1.25), tmp_path)
     assert Toy.made == 0 and len(made.facts["history"]["mean"]) == 4
-    assert "dream/return" in (store.logdir / "metrics/train-controller.jsonl").read_text()
+    rows = (store.logdir / "metrics/train-controller.jsonl").read_text()
+    assert "dream/return" in rows and "eval/return_mean" not in rows
+    log = (store.logdir / "logs/train-controller.log").read_text()
+    assert "terminates" not in log and "at temperature 1.25" in log
+
+
+def test_asleep_both_worlds_are_measured_and_drawn(pipe, tmp_path) -> None:
+    store, made = _run(_asleep(pipe), tmp_path)
+    real = {number(1, "validation", i) for i in range(4)}
+    assert set(Toy.played) - {number(1, "preflight", i) for i in range(2)} == real
+    drawn = collect(store.logdir)
+    for kept, name in (("validation", "dream/return"), ("awake", "eval/return_mean")):
+        steps, values = drawn[f"train-controller: {name}"]
+        assert steps == made.facts[kept]["steps"].tolist() == made.facts["history"]["steps"][1::2].tolist()
+        assert values == made.facts[kept]["returns"].mean(1).tolist()
+
+
+def test_killed_in_a_validation_of_either_world_it_ends_with_the_same_bits(pipe, tmp_path, monkeypatch) -> None:
+    asleep = _asleep(pipe, validation_episodes=20)  # two waves in the dream, four in the environment
+    monkeypatch.setattr(stage, "DREAMERS", 12)
+    _, whole = _run(asleep, tmp_path)
+    real = Store.save_part
+
+    def save_part(self, name, tree):
+        real(self, name, tree)
+        looking = tree["tree"].get("looking")
+        if looking is not None and np.isnan(looking["returns"]).any():
+            where.append("env" if len(tree["tree"]["checks"]) > len(tree["tree"]["awakes"]) else "dream")
+            if where[-1] == stop:
+                raise KeyboardInterrupt
+
+    for stop in ("dream", "env"):
+        where: list[str] = []
+        _link(tmp_path, stop)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Store, "save_part", save_part)
+            _run(asleep, tmp_path, stop)
+        assert _run(asleep, tmp_path, stop)[1].hash == whole.hash
+
+
+def test_dreams_that_never_end_are_told(pipe, tmp_path) -> None:
+    _add(tmp_path / "endless", 0, range(3), terminates=False)
+    endless = parse({**_asleep(pipe, real_every=0).table(), "data": str(tmp_path / "endless")})
+    store, _ = _run(endless, tmp_path, minutes=0.0)
+    log = (store.logdir / "logs/train-controller.log").read_text()
+    assert "warning: no episode of" in log and "trainer.dream_steps = 8 steps" in log
+
+
+@pytest.mark.parametrize(("cores", "workers", "rows", "lanes"), [(1, 5, 80, 1), (2, 5, 40, 2), (2, 9999, 20, 2)])
+def test_dreams_are_cut_into_a_wave_for_each_core_within_the_memory(
+    pipe, tmp_path, monkeypatch, cores, workers, rows, lanes
+) -> None:
+    state = 4 * (3 + 4 + 4)  # z, h and c of the toy
+    monkeypatch.setattr(stage, "STATE_BYTES", state * 80 if workers == 5 else state * 40)
+    monkeypatch.setattr(stage, "cores", lambda: cores)
+    _, made = _run(_asleep(pipe, real_every=0), tmp_path, minutes=0.0, threads=2, max_workers=workers)
+    choices = made.facts["choices"]
+    assert (choices["dreams"], choices["dream_lanes"]) == (rows, lanes)
 
 
 def test_the_target_ends_it_early(pipe, tmp_path) -> None:
@@ -313,8 +373,7 @@ def _save_and_die(real):
 
 
 def test_dreams_are_as_many_at_once_as_when_the_search_began(pipe, tmp_path) -> None:
-    table = pipe.table()
-    asleep = parse({**table, "trainer": {**table["trainer"], "where": "dream", "samples": 20, "dream_steps": 9}})
+    asleep = _asleep(pipe, samples=20)
     _link(tmp_path, "other")
     _, whole = _run(asleep, tmp_path, "other", max_workers=2)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:

@@ -101,6 +101,13 @@ class Episodes:
         columns = self.read(int(self.start[number]), int(self.start[number + 1]))
         return shards.Episode(**columns, seed=int(self.seeds[number]))
 
+    def ended(self) -> np.ndarray:
+        """Which episodes terminated (E,) bool; the others were cut off, by a limit of time, say."""
+        found = np.zeros(len(self), bool)
+        for e, last in enumerate(self.start[1:] - 2):
+            self._rows.read({"terminated": found[e : e + 1]}, int(last), int(last) + 1)
+        return found
+
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation episodes, both increasing (see `split`)."""
         return split(self.seeds, fraction, seed)

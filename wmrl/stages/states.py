@@ -27,8 +27,14 @@ def progress(tree: Tree) -> str:
     if "tallies" in tree:
         return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
     done, found = tree.get("progress", tree).get("step"), _generations(tree)
-    generations = "" if found is None else f", {found} generations"
+    generations = "" if found is None else f", {found} generations{_validated(tree['tree'])}"
     return "begun" if done is None else f"step {done:,}{generations}"
+
+
+def best(found: Mapping[str, Any]) -> str:
+    """What a search's best mean returned on the validation episodes, of a search in dreams in both worlds."""
+    text = f"validation return {found['return']:.1f} in generation {found['generation']}"
+    return text if "awake" not in found else f"{text} (asleep {found['dreamt']:.1f}, awake {found['awake']:.1f})"
 
 
 def goes_on(tree: Tree, name: str, facts: Mapping[str, Any], pipe: Pipeline) -> bool:
@@ -62,6 +68,15 @@ def _search_goes_on(tree: Tree, facts: Mapping[str, Any], pipe: Pipeline) -> boo
         return True
     made = len(facts.get("history", {}).get("generation", ()))
     return not tree["complete"] and _generations(tree) != made
+
+
+def _validated(search: Tree) -> str:
+    """The last validation of a search in progress, of a search in dreams in both worlds."""
+    checks, awake = search.get("checks", ()), search.get("awakes", ())
+    if not len(checks):
+        return ""
+    own = checks[-1].mean()
+    return f", asleep {own:.1f}, awake {awake[-1].mean():.1f}" if len(awake) else f", validation return {own:.1f}"
 
 
 def _generations(tree: Tree) -> int | None:

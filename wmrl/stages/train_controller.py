@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wmrl import artifact, config, continuing, envs
 from wmrl import precision as precisions
@@ -23,7 +23,7 @@ from wmrl.population import Rollouts
 from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run, cores
 from wmrl.seeding import number
-from wmrl.spec import Actions, Space
+from wmrl.spec import Actions, Space, tree_map
 from wmrl.store import Store
 from wmrl.trainers import TRAINERS
 from wmrl.trainers.grounds import Grounds, Score
@@ -33,7 +33,9 @@ NAME = "controller"
 PER_THREAD = 32
 """Environments alive for each thread: a wave of CarRacing takes about half a minute, which is what a kill may cost."""
 DREAMERS = 1024
-"""Dreamt rows in a wave, at most."""
+"""Dreamt rows at a time, at most: on 2 cores 1,024 rows of MDN-RNN 256 are as fast as 2,048, 512 a fifth slower."""
+STATE_BYTES = 1 << 30
+"""Memory of the states of all dreamt rows, at most: a window of keys and values may take a megabyte a row."""
 
 
 def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
@@ -116,7 +118,6 @@ class Progress:
         lanes = _lanes(pipe, run)
         alive = min(run.max_workers, PER_THREAD * run.threads)
         choices = {"environments": alive, "lanes": lanes, "torch_threads": torch.get_num_threads()}
-        choices["dreams"] = min(DREAMERS, run.max_workers * 16)
         part = None if run.noreload else store.load_part(NAME)
         if part is None:
             there = store.exists(NAME) and not store.part(NAME).exists()
@@ -131,6 +132,8 @@ class Progress:
         choices = part["choices"]
         if choices["environments"] > run.max_workers:
             log.warn(f"the search was begun with {choices['environments']} environments at once and keeps them")
+        if "dreams" in choices:
+            choices.setdefault("dream_lanes", 1)  # a search that an earlier wmrl began
         if "precision" in choices:
             choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
         complete = part["complete"] and part["trainer"] == trainer
@@ -210,10 +213,18 @@ def _grounds(
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = first_codes(world, episodes, device)
-        dream = Dream(world, controller, bank, temperature=temperature, ends=ends, max_steps=max_steps)
-        log.say(f"dreaming from {len(bank)} first frames; no environment is stepped")
-        dreamer = functools.partial(Dreamer, device=device)
-        return Rollouts([dream], dreamer, controller, course.choices["dreams"], device)
+        course.choices = {**_dreams(world, bank, run), **course.choices}
+        rows, lanes = course.choices["dreams"], course.choices["dream_lanes"]
+        how: dict[str, Any] = {"temperature": temperature, "ends": ends, "max_steps": max_steps}
+        dreams = [Dream(world, controller, bank, **how) for _ in range(lanes)]
+        waves = f"{lanes} waves of {rows} at a time" if lanes > 1 else f"waves of {rows}"
+        log.say(f"dreaming from {len(bank)} first frames, {waves}, {run.device}, at temperature {temperature:g}")
+        if not episodes.ended().any():
+            log.warn(
+                f"no episode of {episodes.path} terminates: the dynamics model has never seen an end, and a dream may "
+                f"last for trainer.dream_steps = {max_steps} steps"
+            )
+        return Rollouts(dreams, functools.partial(Dreamer, device=device), controller, rows, device)
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step = step
@@ -238,6 +249,20 @@ def _lanes(pipe: Pipeline, run: Run) -> int:
     """How many waves to play at a time: one for each core, if games step outside Python and the network is here too."""
     apart = getattr(envs.backend(pipe.env), "free_of_python", False) and torch.device(run.device).type == "cpu"
     return max(1, min(run.threads, cores(), run.max_workers)) if apart else 1
+
+
+def _dreams(world: WorldModel, bank: Tensor, run: Run) -> dict[str, int]:
+    """How many rows dream in a wave, and how many waves at a time: one for each core, if the network is there too."""
+    sizes: list[int] = []
+
+    def weigh(x: Tensor) -> Tensor:
+        sizes.append(x.nbytes)
+        return x
+
+    tree_map(weigh, world.start_code(bank[:1]))
+    rows = max(1, min(DREAMERS, run.max_workers * 16, STATE_BYTES // max(1, sum(sizes))))
+    lanes = max(1, min(run.threads, cores(), rows)) if torch.device(run.device).type == "cpu" else 1
+    return {"dreams": rows // lanes, "dream_lanes": lanes}
 
 
 def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> tuple[precisions.Choice, str]:

@@ -21,7 +21,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Check:
-    """A validation of the distribution's mean."""
+    """A validation of the distribution's mean, in one world."""
 
     generation: int
     steps: int
@@ -41,12 +41,13 @@ class Course:
     Args:
         x0: (n,) where it began.
         mean: (n,) the distribution's mean after the last generation.
-        best: (n,) the mean that validated best; x0 before the first validation.
+        best: (n,) the mean that validated best; x0 before the first validation that counts.
         best_return: Its mean validation return.
-        steps: Environment steps of all finished generations.
+        steps: Environment (or dreamt) steps of all finished generations.
         seconds: Time spent searching, over all sessions.
         generations: The finished generations.
-        checks: The validations.
+        checks: The validations, in the world that is searched in.
+        awake: Those in the environment, of a search in dreams.
         kept: (generation, mean (n,)) snapshots.
         scores: Rollouts of the generation in progress.
         looking: Rollouts of the validation in progress.
@@ -60,6 +61,7 @@ class Course:
     seconds: float = 0.0
     generations: list[Generation] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    awake: list[Check] = field(default_factory=list)
     kept: list[tuple[int, np.ndarray]] = field(default_factory=list)
     scores: Scores | None = None
     looking: Scores | None = None
@@ -69,9 +71,8 @@ class Course:
         """A search that begins at x0."""
         return cls(x0, x0, x0)
 
-    def add(self, check: Check, mean: np.ndarray) -> None:
-        """Note a validation; its mean becomes the best if it is."""
-        self.checks.append(check)
+    def judged(self, mean: np.ndarray, check: Check) -> None:
+        """A validation that counts: its mean becomes the best if it is."""
         if check.mean > self.best_return:
             self.best, self.best_return = mean, check.mean
 
@@ -81,13 +82,13 @@ class Course:
             "x0": self.x0,
             "mean": self.mean,
             "best": self.best,
-            "best_return": float(self.best_return) if self.checks else None,
+            "best_return": float(self.best_return) if np.isfinite(self.best_return) else None,
             "steps": self.steps,
             "seconds": self.seconds,
             "fitness": _stack([g.fitness for g in self.generations]),
             "history": np.array([[g.number, g.steps, g.seconds, g.sigma] for g in self.generations]).reshape(-1, 4),
-            "checks": _stack([c.returns for c in self.checks]),
-            "check_history": np.array([[c.generation, c.steps, c.seconds] for c in self.checks]).reshape(-1, 3),
+            **_checks("check", self.checks),
+            **_checks("awake", self.awake),
             "kept": _stack([mean for _, mean in self.kept]),
             "kept_generations": np.array([k for k, _ in self.kept], np.int64),
             "scores": _scores(self.scores),
@@ -98,7 +99,6 @@ class Course:
     def from_tree(cls, tree: dict[str, Any]) -> Self:
         """The course that `tree` was made from."""
         past = zip(tree["history"], tree["fitness"], strict=True)
-        seen = zip(tree["check_history"], tree["checks"], strict=True)
         kept = zip(tree["kept_generations"], tree["kept"], strict=True)
         return cls(
             tree["x0"],
@@ -108,17 +108,19 @@ class Course:
             int(tree["steps"]),
             float(tree["seconds"]),
             [Generation(int(h[0]), int(h[1]), float(h[2]), float(h[3]), f) for h, f in past],
-            [Check(int(h[0]), int(h[1]), float(h[2]), r) for h, r in seen],
+            _checked("check", tree),
+            _checked("awake", tree),
             [(int(k), mean) for k, mean in kept],
             tree["scores"] and Scores(**tree["scores"]),
             tree["looking"] and Scores(**tree["looking"]),
         )
 
-    def facts(self, last: np.ndarray) -> dict[str, Any]:
+    def facts(self, last: np.ndarray, judges: list[Check]) -> dict[str, Any]:
         """What an artifact keeps of the search.
 
         Args:
             last: (n,) the distribution's mean at the end.
+            judges: The validations that decided which mean is the best: `checks` or `awake`.
         """
         fitness = _stack([g.fitness for g in self.generations])
         return {
@@ -131,13 +133,9 @@ class Course:
                 "best": fitness.max(1) if len(fitness) else np.zeros(0),
                 "sigma": np.array([g.sigma for g in self.generations]),
             },
-            "validation": {
-                "generation": np.array([c.generation for c in self.checks], np.int64),
-                "steps": np.array([c.steps for c in self.checks], np.int64),
-                "seconds": np.array([c.seconds for c in self.checks]),
-                "returns": _stack([c.returns for c in self.checks]),
-            },
-            "best": {"return": self.best_return, "generation": self._best_generation()},
+            "validation": _curve(self.checks),
+            "awake": _curve(self.awake),
+            "best": self._best(judges),
             "last": np.asarray(last),
             "kept": {
                 "generation": np.array([k for k, _ in self.kept], np.int64),
@@ -147,8 +145,33 @@ class Course:
             "seconds": self.seconds,
         }
 
-    def _best_generation(self) -> int:
-        return max(self.checks, key=lambda c: c.mean).generation if self.checks else 0
+    def _best(self, judges: list[Check]) -> dict[str, Any]:
+        """The best mean's generation, and what it returned in each world."""
+        k = max(judges, key=lambda c: c.mean).generation if judges else 0
+        found = {"return": self.best_return, "generation": k}
+        both = {"dreamt": self.checks, "awake": self.awake} if self.awake else {}
+        return found | {name: c.mean for name, checks in both.items() for c in checks if c.generation == k}
+
+
+def _checks(name: str, checks: list[Check]) -> dict[str, np.ndarray]:
+    history = np.array([[c.generation, c.steps, c.seconds] for c in checks]).reshape(-1, 3)
+    return {f"{name}s": _stack([c.returns for c in checks]), f"{name}_history": history}
+
+
+def _checked(name: str, tree: dict[str, Any]) -> list[Check]:
+    if f"{name}_history" not in tree:  # a search that an earlier wmrl began
+        return []
+    seen = zip(tree[f"{name}_history"], tree[f"{name}s"], strict=True)
+    return [Check(int(h[0]), int(h[1]), float(h[2]), returns) for h, returns in seen]
+
+
+def _curve(checks: list[Check]) -> dict[str, np.ndarray]:
+    return {
+        "generation": np.array([c.generation for c in checks], np.int64),
+        "steps": np.array([c.steps for c in checks], np.int64),
+        "seconds": np.array([c.seconds for c in checks]),
+        "returns": _stack([c.returns for c in checks]),
+    }
 
 
 def _stack(rows: list[np.ndarray]) -> np.ndarray:
