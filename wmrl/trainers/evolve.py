@@ -21,7 +21,11 @@ class Evolve:
     Asleep (`where = "dream"`) the mean is validated in both worlds, and both curves are kept. A search finds what a
     world model has wrong, and dreamt returns rise where real ones do not: the gap between the curves is this exploit.
     By default the environment only observes: the dream also decides what is kept, so that the controller comes from
-    the dream alone. With `judge = "env"` the environment picks among the means that were found asleep.
+    the dream alone. With `judge = "env"` the environment picks among the means that were found asleep. Returns of both
+    are comparable only where `dream_steps` is the environment's own time limit.
+
+    The axis of all curves, `global_step`, counts steps that were searched on: of the environment, or asleep dreamt ones.
+    Validations count in neither world. `charts/SPS` is the same steps for each second.
 
     Args:
         population: Candidates in a generation. Source: Ha & Schmidhuber 2018, 64.
