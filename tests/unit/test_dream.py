@@ -10,7 +10,10 @@ from torch import nn
 
 from wmrl.controllers.linear import Linear
 from wmrl.dream import Dream, Dreamer, first_codes
+from wmrl.population import Rollouts
+from wmrl.seeding import generator
 from wmrl.spec import Actions, Step, take
+from wmrl.trainers.grounds import Scores
 from wmrl.world import WorldModel
 
 BANK = 100 * torch.arange(5.0)[:, None]
@@ -120,15 +123,28 @@ def test_who_plays_a_seed_meets_the_same_noise_in_any_company_and_after_others_h
     assert len(set(seen)) == 4
 
 
+@pytest.mark.parametrize(("lanes", "alive"), [(1, 100), (2, 100), (2, 4)])
+def test_all_candidates_play_the_same_dreams_in_whatever_waves_and_lanes(lanes: int, alive: int) -> None:
+    controller = Linear((1,), Actions(1, False)).requires_grad_(False)
+    dreams = [Dream(WorldModel(Itself(), Noisy()), controller, BANK, max_steps=5) for _ in range(lanes)]
+    scores, cells = Scores.empty(3, 4), np.array([(p, s) for s in range(4) for p in range(3)])
+    Rollouts(dreams, Dreamer, controller, alive, torch.device("cpu"))(np.zeros((3, 2)), np.arange(4), cells, scores)
+    draws = [generator("dream", seed) for seed in range(4)]
+    expected = [sum(torch.empty(()).normal_(generator=rng).item() for _ in range(5)) for rng in draws]
+    np.testing.assert_allclose(scores.returns, np.tile(expected, (3, 1)), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("slack", "copies"), [(0.0, list(range(9, 0, -1))), (0.5, [4, 1])])
 def test_rows_that_ended_are_dropped_when_they_are_many(monkeypatch, slack: float, copies: list[int]) -> None:
     taken = []
     monkeypatch.setattr("wmrl.dream.SLACK", slack)
     monkeypatch.setattr("wmrl.dream.take", lambda tree, index: taken.append(len(index)) or take(tree, index))
     asleep = dream(temperature=0.0)
-    first = asleep.reset(range(10)).flatten().numpy()
-    for left in range(10, 0, -1):
-        out = asleep.step(still(left), np.arange(left))
-        assert out.reward.tolist() == out.obs.flatten().tolist() == first[:left].tolist()
-        assert len(out.terminated) == len(out.truncated) == left
+    at = asleep.reset(range(10)).flatten().numpy().copy()
+    for gone in range(10):
+        ids = np.arange(gone, 10)
+        at[ids] += ids
+        out = asleep.step(ids[:, None].astype(np.float32), ids)
+        assert out.reward.tolist() == out.obs.flatten().tolist() == at[ids].tolist()
+        assert out.terminated.tolist() == (at[ids] % 100 >= 3).tolist() and len(out.truncated) == len(ids)
     assert taken == copies

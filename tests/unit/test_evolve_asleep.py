@@ -124,6 +124,13 @@ def test_where_a_dream_is_exploited_the_curves_part_and_the_judge_decides_what_i
     assert best.mean() == pytest.approx(dreamt[kept.argmax()], abs=0.01)
 
 
+@pytest.mark.parametrize("how", [{"target_return": 0.5}, {"over": lambda: True}], ids=["target", "time"])
+def test_however_a_search_ends_the_last_mean_is_scored_in_both_worlds(how: dict[str, Any]) -> None:
+    _, facts = Worlds().train(real_every=100, **how)
+    assert facts["awake"]["generation"].tolist() == [len(facts["history"]["steps"])]
+    assert facts["validation"]["generation"][-1] == facts["awake"]["generation"][-1]
+
+
 def test_the_judge_reaches_the_target() -> None:
     lengths = [
         len(Worlds().train(judge=judge, validate_every=1, target_return=0.49)[1]["history"]["steps"])

@@ -24,8 +24,8 @@ class Evolve:
     the dream alone. With `judge = "env"` the environment picks among the means that were found asleep. Returns of both
     are comparable only where `dream_steps` is the environment's own time limit.
 
-    The axis of all curves, `global_step`, counts steps that were searched on: of the environment, or asleep dreamt ones.
-    Validations count in neither world. `charts/SPS` is the same steps for each second.
+    The axis of all curves, `global_step`, counts the steps that were searched on: the environment's, or asleep dreamt
+    ones. Those of validations count in neither world. `charts/SPS` is steps of the same kind a second.
 
     Args:
         population: Candidates in a generation. Source: Ha & Schmidhuber 2018, 64.
