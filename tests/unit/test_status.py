@@ -14,6 +14,7 @@ from wmrl.artifact import Artifact
 from wmrl.data import shards
 from wmrl.errors import ArtifactError
 from wmrl.locking import lock
+from wmrl.stages.states import best
 from wmrl.store import Store
 
 META = {
@@ -115,6 +116,18 @@ def test_unfinished_data_and_stages_say_how_far_they_are(store):
     assert entry(store, "vae").detail == "step 1,234"
     assert entry(store, "controller").detail == "step 99, 7 generations"
     assert entry(store, "test").detail == "5 episodes played"
+
+
+def test_a_search_in_dreams_says_what_it_is_worth_in_both_worlds(store):
+    search = {"history": np.zeros((7, 4)), "checks": np.full((2, 4), 9.0), "awakes": np.zeros((0, 0))}
+    store.save_part("controller", {"step": 99, "tree": search})
+    assert entry(store, "controller").detail == "step 99, 7 generations, validation return 9.0"
+    store.save_part("controller", {"step": 99, "tree": {**search, "awakes": np.full((1, 4), 2.0)}})
+    assert entry(store, "controller").detail == "step 99, 7 generations, asleep 9.0, awake 2.0"
+    found = {"return": 9.0, "generation": 4}
+    assert best(found) == "validation return 9.0 in generation 4"
+    both = best({**found, "dreamt": 9.0, "awake": 2.0})
+    assert both == "validation return 9.0 in generation 4 (asleep 9.0, awake 2.0)"
 
 
 def test_a_retrained_parent_makes_its_children_stale(whole):
