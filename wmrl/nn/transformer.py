@@ -50,7 +50,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], drop: Drop) -> Tensor:
         """Tokens (B, T, d) -> (B, T, d)."""
         x = self.norm1(x + drop(self.out(attend(self.qkv(x)))))
-        return self.norm2(x + drop(self.down(drop(F.relu(self.up(x))))))
+        return self.norm2(x + drop(self.down(drop(self.up(x).relu_()))))
 
 
 class CausalTransformer(nn.Module):
