@@ -11,7 +11,7 @@ from wmrl.agreement import check_components
 from wmrl.errors import ConfigError, Stopped
 from wmrl.locking import lock
 from wmrl.log import Log
-from wmrl.run import Run, cores
+from wmrl.run import Run, cores, device
 from wmrl.session import Session
 from wmrl.sources import STORED
 from wmrl.store import Store
@@ -119,29 +119,9 @@ def _settings(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
     if append < 0:
         raise ConfigError(f"--append must not be negative, got {append}")
     return Run(
-        device=_device(common["device"]),
+        device=device(common["device"]),
         precision=common["precision"],
         threads=threads,
         json=common["json"],
         **settings,
     )
-
-
-def _device(asked: str) -> str:
-    if asked == "cpu":
-        return asked
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, not {asked!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, not {asked!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {asked}: this machine (or this build of torch) has no CUDA device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {asked}: there are only {torch.cuda.device_count()} CUDA devices")
-    return asked

@@ -5,12 +5,43 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wmrl.errors import ConfigError
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device(asked: str, what: str = "--device") -> str:
+    """The torch device that is meant by "auto", "cpu", "cuda" or "cuda:N".
+
+    Args:
+        asked: What was typed.
+        what: What it was typed for, for messages.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError(f"{what} is auto, cpu, cuda or cuda:N, not {asked!r}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{what} is auto, cpu, cuda or cuda:N, not {asked!r}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{what} {asked}: this machine (or this build of torch) has no CUDA device")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{what} {asked}: there are only {torch.cuda.device_count()} CUDA devices")
+    return asked
 
 
 @dataclass(frozen=True)
