@@ -50,7 +50,7 @@ def read(source: str) -> tuple[str, dict[str, Any]]:
     if found:
         return source, _toml(found[0])
     if path.is_dir():
-        raise _no_logdir(path)
+        raise no_logdir(path)
     if source == DEFAULT:
         return source, {"representation": {"kind": "vae"}}
     raise ConfigError(f"there is no pipeline {source!r} in pipelines/{config.hint(source, names())}")
@@ -102,14 +102,15 @@ def _kept(logdir: Path) -> dict[str, Any]:
             raise ValueError("it is no pipeline")
         return _from_here(kept, logdir)
     except FileNotFoundError:
-        raise _no_logdir(logdir) from None
+        raise no_logdir(logdir) from None
     except OSError as error:
         raise ArtifactError(f"{logdir / STORED} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{logdir / STORED} is damaged: {error}") from None
 
 
-def _no_logdir(folder: Path) -> ArtifactError:
+def no_logdir(folder: Path) -> ArtifactError:
+    """The error for a folder without a stored pipeline."""
     return ArtifactError(f"{folder} holds no {STORED}: it is no logdir of wmrl")
 
 

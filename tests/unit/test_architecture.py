@@ -25,7 +25,7 @@ LAYERS = [
     {"world"},
     {"rollout", "population"},
     {"trainers"},
-    {"store", "continuing", "agreement", "fit", "draws", "dream", "evaluation", "scoring", "panels"},
+    {"store", "continuing", "agreement", "fit", "draws", "dream", "dream_env", "evaluation", "scoring", "panels"},
     {"stages"},
     {"session", "launch", "describe", "status", "doctor", "pipelines_rules"},
     {"cli", "cli_stage", "cli_data", "__main__"},

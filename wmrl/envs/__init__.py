@@ -7,13 +7,18 @@
 Nothing is ever reset behind the caller's back: an ended slot keeps its last frame and refuses to step. A further
 backend is one more module and one more line in `BACKENDS`, or an entry point in the group `wmrl.envs`.
 
-This file imports neither gymnasium nor torch, so that worker processes start quickly.
+Dreams of a finished run are gymnasium environments as well: `gym.make("wmrl.envs:wmrl/Dream-v0", logdir=...)` and
+`gym.make_vec` (see `wmrl.dream_env`), registered when this file is imported.
+
+This file does not import torch, so that worker processes start quickly; gymnasium they import anyway.
 """
 
 import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register, registry
 
 from wmrl.envs.names import canonical, fast
 from wmrl.errors import ConfigError
@@ -29,6 +34,12 @@ BACKENDS = {
     "gymnasium": "wmrl.envs.processes:ProcessEnv",
 }
 """backend -> "module:callable", called as `callable(env, n, threads=threads)`."""
+
+DREAM = "wmrl/Dream-v0"
+"""The id of dreams among gymnasium's environments."""
+
+if DREAM not in registry:  # this file may be executed again (importlib.reload)
+    register(DREAM, "wmrl.dream_env:DreamEnv", vector_entry_point="wmrl.dream_env:DreamVectorEnv")
 
 _LAZY = {"Outcome": "wmrl.envs.base", "VectorEnv": "wmrl.envs.base", "resize": "wmrl.envs.pixels"}
 
