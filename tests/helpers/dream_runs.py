@@ -58,9 +58,12 @@ class Word(Grey):
 
 
 class Aim(nn.Module):
-    """Reward for an action near the shade; a second action of more than 0.9 ends the episode. The shade shakes."""
+    """Reward for an action near the shade; a second action of more than 0.9 ends the episode. The shade shakes.
 
-    feature_shape = (3,)
+    A state also keeps its age, the first shade, and a number that is drawn when it starts.
+    """
+
+    feature_shape = (4,)
     seen: list[torch.Tensor] = []  # noqa: RUF012  the actions of all steps
 
     def __init__(self, latent, actions):
@@ -68,18 +71,19 @@ class Aim(nn.Module):
         self.actions = actions
 
     def start(self, latent, *, rng):
-        return {"z": latent, "since": (torch.zeros(len(latent), dtype=torch.long), latent.clone())}
+        luck = torch.rand(len(latent), generator=rng)
+        return {"z": latent, "since": (torch.zeros(len(latent), dtype=torch.long), latent.clone(), luck)}
 
     def imagine(self, state, action, *, rng, temperature=1.0):
         Aim.seen.append(action.clone())
-        z, (age, first) = state["z"], state["since"]
+        z, (age, first, luck) = state["z"], state["since"]
         shaken = z + 0.1 * temperature * torch.randn(z.shape, generator=rng)
         cont = torch.where(action[:, 1] > 0.9, 0.0, 0.8)
-        return Step({"z": shaken, "since": (age + 1, first)}, 1 - (action[:, 0] - z[:, 0]).abs(), cont)
+        return Step({"z": shaken, "since": (age + 1, first, luck)}, 1 - (action[:, 0] - z[:, 0]).abs(), cont)
 
     def features(self, state):
-        age, first = state["since"]
-        return torch.stack([state["z"][:, 0], age.float(), first[:, 0]], -1)
+        age, first, luck = state["since"]
+        return torch.stack([state["z"][:, 0], age.float(), first[:, 0], luck], -1)
 
     def latent(self, state):
         return state["z"]

@@ -76,7 +76,7 @@ def test_it_keeps_the_contract_of_gymnasium(tmp_path, dynamics, representation, 
 def test_what_is_seen_of_a_state(aim) -> None:
     seen = {kind: make(aim, observation=kind).reset(seed=1)[0] for kind in ("features", "latent", "frame")}
     assert {kind: (x.shape, x.dtype.name) for kind, x in seen.items()} == {
-        "features": ((3,), "float32"),
+        "features": ((4,), "float32"),
         "latent": ((1,), "float32"),
         "frame": ((8, 8, 3), "uint8"),
     }
@@ -98,6 +98,8 @@ def test_pictures_are_what_the_model_decodes_now(aim) -> None:
     envs = rows(aim, observation="frame", render_mode="rgb_array")
     np.testing.assert_array_equal(np.stack(envs.render() if envs.reset(seed=1) else ()), envs.reset(seed=1)[0])
     assert env.metadata["render_fps"] == envs.metadata["render_fps"] == 25
+    with pytest.raises(ResetNeeded):
+        make(aim, render_mode="rgb_array").unwrapped.render()
     silent = make(aim)
     silent.reset()
     assert silent.unwrapped.render() is None
@@ -176,9 +178,10 @@ def test_dreams_end_by_the_threshold_or_by_a_draw(aim) -> None:
 
 def test_dreams_begin_at_first_frames_of_real_episodes(aim) -> None:
     envs = rows(aim, 64)
-    first = envs.reset(seed=1)[0][:, 2]
+    first, luck = envs.reset(seed=1)[0][:, 2:].T
     envs.step(np.tile(np.float32(QUIT), (64, 1)))
-    again = envs.step(np.tile(np.float32(GO), (64, 1)))[0][:, 2]
+    again, other = envs.step(np.tile(np.float32(GO), (64, 1)))[0][:, 2:].T
+    assert len({*luck.tolist(), *other.tolist()}) == 128
     env, one = make(aim), []
     for seed in (1, *[None] * 40):
         one.append(env.reset(seed=seed)[0][2])
@@ -203,9 +206,10 @@ def test_a_reset_without_a_seed_goes_on_with_the_seed_before(aim) -> None:
     assert runs[0] == runs[1] and len({str(first) for first in runs[0][1:]}) > 2
 
 
-def test_a_row_does_not_depend_on_what_others_do(aim) -> None:
+@pytest.mark.parametrize("ends", ["threshold", "sample"])
+def test_a_row_does_not_depend_on_what_others_do(aim, ends) -> None:
     """Not on their actions, nor on when they end."""
-    envs = rows(aim, ends="sample", max_steps=9)
+    envs = rows(aim, ends=ends)
     quiet, stirred = roll(envs, 1), roll(envs, 1, quits=[(2, 0), (3, 1), (8, 0), (14, 1)])
     for row in (0, 1):
         assert any((a[row] != b[row]).any() for a, b in zip(quiet, stirred, strict=True))
@@ -223,7 +227,7 @@ def test_without_temperature_dreams_repeat(aim) -> None:
     cold, warm = shades(0.0), shades(1.0)
     for start in np.unique(cold[0, :, 2]):
         same = cold[0, :, 2] == start
-        assert same.sum() > 1 and (np.ptp(cold[:, same], 1) == 0).all()
+        assert same.sum() > 1 and (np.ptp(cold[:, same, :3], 1) == 0).all()
         assert (np.ptp(warm[:, same, 0], 1) > 0).all()
 
 
@@ -250,10 +254,12 @@ def test_one_dream_has_to_be_reset_before_it_is_stepped(aim) -> None:
         env.step(np.float32(GO))
 
 
-def test_a_model_that_diverges_says_so(aim, monkeypatch) -> None:
-    env = make(aim)
+@pytest.mark.parametrize("observation", ["features", "latent", "frame"])
+def test_a_model_that_diverges_says_so(aim, monkeypatch, observation) -> None:
+    env = make(aim, observation=observation)
     env.reset(seed=1)
-    monkeypatch.setattr(Aim, "features", lambda self, state: state["z"].expand(-1, 3) / 0)
+    monkeypatch.setattr(Aim, "features", lambda self, state: state["z"].expand(-1, 4) / 0)
+    monkeypatch.setattr(Aim, "latent", lambda self, state: state["z"] / 0)
     with pytest.raises(UserError, match="not finite"):
         env.step(np.float32(GO))
 
@@ -275,6 +281,11 @@ def test_what_cannot_be_is_said_in_a_sentence(aim, how, message) -> None:
     with pytest.raises(ConfigError) as error:
         gym.make(ID, **{"logdir": aim, **how})
     assert str(error.value).startswith(message)
+
+
+def test_there_is_no_vector_of_no_dreams(aim) -> None:
+    with pytest.raises(ConfigError, match="num_envs must be at least 1, got 0"):
+        rows(aim, 0)
 
 
 @pytest.mark.parametrize(
