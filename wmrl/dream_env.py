@@ -139,7 +139,7 @@ class DreamVectorEnv(VectorEnv):
         terminated = ended.cpu().numpy() & ~again
         truncated = (self._steps >= self._max_steps) & ~terminated
         self._over = terminated | truncated
-        return self._look(), np.where(again, 0.0, reward.cpu().numpy()), terminated, truncated, {}
+        return self._look(), np.where(again, 0.0, reward.double().cpu().numpy()), terminated, truncated, {}
 
     @torch.inference_mode()
     def render(self) -> tuple[np.ndarray, ...] | None:

@@ -45,6 +45,11 @@ def commands(word: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith(word)]
 
 
+def examples(word: str) -> list[str]:
+    """The programs of the README in which a word stands."""
+    return [code for code in re.findall(r"```python\n(.*?)```", TEXT, re.S) if word in code]
+
+
 def shortened(line: str) -> list[str]:
     fits = [prefix for prefix in SHORT if line.startswith(prefix)]
     return shlex.split(f"{line} {SHORT[max(fits, key=len)] if fits else ''}")[1:]
@@ -114,7 +119,7 @@ def test_every_file_named_exists():
 
 
 def test_the_example_model_learns_and_dreams():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (code,) = examples("PlainGRU")
     space: dict = {}
     exec(compile(code, "README.md", "exec"), space)
     torch.manual_seed(0)

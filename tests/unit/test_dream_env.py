@@ -89,6 +89,17 @@ def test_tokens_are_whole_numbers(tmp_path) -> None:
     assert env.observation_space == spaces.MultiDiscrete([6, 6]) and env.reset(seed=1)[0].dtype == np.int64
 
 
+@pytest.mark.parametrize("observation", ["features", "latent", "frame"])
+@pytest.mark.parametrize(("dynamics", "representation"), [(AIM, "grey"), ({"kind": "dice"}, "word")])
+def test_a_vector_gives_what_its_spaces_say(tmp_path, dynamics, representation, observation) -> None:
+    envs = rows(make_run(tmp_path, dynamics, representation, THREE), 5, observation=observation)
+    assert envs.observation_space.contains(envs.reset(seed=1)[0])
+    obs, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    assert envs.observation_space.contains(obs) and len(obs) == 5 and info == {}
+    assert {(x.shape, x.dtype.name) for x in (terminated, truncated)} == {((5,), "bool")}
+    assert (reward.shape, reward.dtype.name) == ((5,), "float64")  # as gymnasium's own
+
+
 def test_pictures_are_what_the_model_decodes_now(aim) -> None:
     env = make(aim, observation="frame", render_mode="rgb_array")
     env.reset(seed=2)
