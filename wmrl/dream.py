@@ -20,8 +20,8 @@ BANK = 1000
 BLOCK = 64
 """Frames that are read and encoded together."""
 SLACK = 0.1
-"""Rows that ended dream on unseen until they are more than this share of a batch. For an MDN-RNN that costs 3 to 7 % of
-the speed; a state as large as a window of keys and values is copied at each drop: 70 times for 1,024 rows, not 1,024."""
+"""Rows that ended dream on unseen until they are more than this share of a batch. That costs an MDN-RNN 3 to 7 % of its
+speed; a state as large as a window of keys and values is copied at each drop: 70 times for 1,024 rows, not 1,024."""
 
 
 @torch.inference_mode()
