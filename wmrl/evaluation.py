@@ -90,6 +90,12 @@ class Score:
         """Mean, deviation, interquartile mean and intervals of the returns."""
         return summary(self.returns)
 
+    def metrics(self) -> dict[str, float]:
+        """The same under the names of metrics."""
+        found = self.summary()
+        spread = {"eval/return_std": found.std, "eval/ci_low": found.low, "eval/ci_high": found.high}
+        return {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread}
+
 
 def protocol(env_id: str, *, episodes: int = 100, max_steps: int | None = None, backend: str = "gymnasium") -> Protocol:
     """The protocol for an environment: `carracing-100` for CarRacing-v3 with the defaults.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
@@ -21,79 +21,9 @@ from wmrl import files, stdout
 from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
 from wmrl.progress import Bar, Meter, Plain, wants_bar
 from wmrl.sinks import TRACKERS, Guarded, Jsonl, TensorBoard, installed
+from wmrl.streams import Lasting, Tee
 
 SCHEMA_VERSION = 1
-
-
-class Lasting:
-    """A text stream that may go away, as `2>&1 | head` does: what it does not take any more is dropped.
-
-    Args:
-        stream: The stream; None (stderr was closed from the start) takes nothing.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream, self._gone = stream, stream is None
-
-    def write(self, text: str) -> int:
-        """Write the text, if there is still somebody to read it."""
-        self._try("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, as `write`."""
-        self._try("flush")
-
-    def _try(self, method: str, *args: str) -> None:
-        if self._gone:
-            return
-        try:
-            getattr(self._stream, method)(*args)
-        except BrokenPipeError:
-            self._gone = True
-            stdout.abandon(cast(TextIO, self._stream))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class Tee:
-    """A text stream that writes to another one and to the log file: foreign words, of any thread, are kept."""
-
-    def __init__(self, stream: TextIO, bar: Bar | Plain, keep: Callable[[str], None], lock: threading.RLock) -> None:
-        self._stream, self._bar, self._keep = stream, bar, keep
-        self._lock = lock  # the log's own: with two, two threads could wait for each other
-        self._unkept = self._unshown = ""  # what waits for the end of its line
-
-    def write(self, text: str) -> int:
-        """Show the text (at once, or by whole lines above a bar) and keep it, line by line, in the log file."""
-        with self._lock:
-            self._unshown += text
-            if self._bar.live:
-                *lines, self._unshown = self._unshown.split("\n")
-                for line in lines:
-                    self._bar.print(line, self._stream)
-            else:
-                self._show()
-            *lines, self._unkept = (self._unkept + text).split("\n")
-            for line in lines:
-                self._keep(line)
-        return len(text)
-
-    def finish(self) -> None:
-        """Show and keep a last line without an end; the bar is closed by now."""
-        if self._unkept:
-            self._keep(self._unkept)
-            self._unkept = ""
-        if self._unshown:
-            self._show()
-
-    def _show(self) -> None:
-        text, self._unshown = self._unshown, ""
-        self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class Log:
@@ -106,6 +36,7 @@ class Log:
         verbosity: -1 shows warnings only, 0 is normal, 1 shows details too. The log file always has everything.
         as_json: Whether stdout carries one JSON object and nothing else.
         track: A further tracker, `wandb` or `trackio`, or None.
+        answers: Whether stdout carries results; a part of a larger stage leaves that to the whole.
 
     Raises:
         ArtifactError: if the log file cannot be written, or the tracker is not installed.
@@ -121,9 +52,11 @@ class Log:
         verbosity: int = 0,
         as_json: bool = False,
         track: str | None = None,
+        answers: bool = True,
     ) -> None:
         self.stage, self.logdir = stage, Path(logdir)
-        self.as_json, self.verbosity = as_json, verbosity
+        self.as_json, self.verbosity, self.answers = as_json, verbosity, answers
+        self._how: dict[str, Any] = {"progress": progress, "verbosity": verbosity, "track": track}
         self._before = sys.stderr
         self._stderr = cast(TextIO, Lasting(self._before))
         self._tee: Tee | None = None
@@ -151,6 +84,20 @@ class Log:
     def quiet(cls, stage: str, logdir: Path | str) -> Self:
         """A log that shows nothing on stderr and keeps only files: for tests and for use as a library."""
         return cls(stage, logdir, progress=False, verbosity=-2)
+
+    @contextlib.contextmanager
+    def part(self, stage: str) -> "Iterator[Log]":
+        """A log for a stage that is a part of this one: it has files of its own, and its results are words on stderr.
+
+        While it is open, what Python code writes to stderr goes into its file and not into this log's.
+        """
+        self._bar.close()
+        outer, sys.stderr = sys.stderr, self._before
+        try:
+            with Log(stage, self.logdir, answers=False, **self._how) as inner:
+                yield inner
+        finally:
+            sys.stderr = outer
 
     def __enter__(self) -> Self:
         self._tee = Tee(self._stderr, self._bar, self.keep, self._lock)
@@ -216,7 +163,7 @@ class Log:
 
     def out(self, text: str) -> None:
         """Print a result on stdout; with `--json` it goes to stderr, because stdout holds one JSON object only."""
-        if self.as_json:
+        if self.as_json or not self.answers:
             self.say(text)
         else:
             self._bar.close()

@@ -5,9 +5,12 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from wmrl.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Page(io.StringIO):
@@ -34,6 +37,15 @@ def write(text: str) -> None:
     except OSError as error:
         abandon(sys.stdout)
         raise UserError(f"the report cannot be written to stdout: {error.strerror or error}") from error
+
+
+def table_text(table: "Table") -> str:
+    """A table as plain text of at most 200 columns, without lines that are empty."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n") if line.strip())
 
 
 def abandon(stream: TextIO) -> None:

@@ -361,3 +361,24 @@ def test_stderr_is_given_back_when_it_takes_nothing(tmp_path, monkeypatch):
         log.progress(1, 4)
     assert sys.stderr is full
     assert log._file.closed
+
+
+def test_a_part_has_files_of_its_own_and_leaves_stdout_and_the_whole_as_they_were(tmp_path, capsys):
+    with Log("whole", tmp_path, progress=False, as_json=True) as log:
+        stream = sys.stderr
+        with log.part("piece") as piece:
+            piece.say("inside")
+            piece.out("a table")
+            piece.result({"number": 1})
+            piece.metrics(3, {"x": 1.0})
+            piece.rewind(-1)
+            print("foreign", file=sys.stderr)
+        assert sys.stderr is stream
+        log.metrics(3, {"x": 2.0})
+        log.result({"number": 2})
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["number"] == 2
+    assert all(word in shown.err for word in ("inside", "a table", "foreign"))
+    logs = {name: (tmp_path / "logs" / f"{name}.log").read_text() for name in ("whole", "piece")}
+    assert "foreign" in logs["piece"] and "foreign" not in logs["whole"]
+    assert (tmp_path / "metrics/piece.jsonl").read_text() == "" and (tmp_path / "metrics/whole.jsonl").read_text()

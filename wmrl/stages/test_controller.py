@@ -1,6 +1,5 @@
 """Score the trained controller: fixed test seeds, a named protocol, every return kept."""
 
-import io
 import math
 import shlex
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from wmrl import artifact
@@ -27,6 +25,7 @@ from wmrl.run import Run
 from wmrl.scoring import Tally, complete, environments, game_seeds
 from wmrl.stages.render import RenderOptions, draw
 from wmrl.stages.subject import moved
+from wmrl.stdout import table_text
 from wmrl.store import Store
 
 RECORDED = 2  # episodes kept whole, for `render`
@@ -88,10 +87,9 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
         raise ConfigError(f"--target-return must be a finite number, got {options.target_return}")
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
     scores = _play(pipe, store, log, run, options)
-    numbers = asdict(scores[0].summary())
     step = store.load("controller").facts.get("global_step", 0)
     log.rewind(step - 1)
-    log.metrics(step, {f"eval/{name}": numbers[key] for name, key in _METRICS.items()})
+    log.metrics(step, scores[0].metrics())
     rows = _rows(str(store.logdir), scores, others)
     log.out(_table(rows))
     films = _film(pipe, store, log, run, len(scores[0].returns)) if options.capture_video else []
@@ -143,9 +141,6 @@ def _play_one(tally: Tally, pipe: Pipeline, agent: Agent, log: Log, run: Run, sa
         f"{tally.environments} at a time, on {run.device}" + _from(len(tally.returns))
     )
     complete(tally, pipe.env, lambda games: agent, threads=run.threads, record=RECORDED, log=log, save=save)
-
-
-_METRICS = {"return_mean": "mean", "return_std": "std", "return_iqm": "iqm", "ci_low": "low", "ci_high": "high"}
 
 
 def _from(done: int) -> str:
@@ -256,9 +251,7 @@ def _table(rows: Sequence[Row]) -> str:
         numbers = [f"{s.mean:.1f}", f"{s.std:.1f}", f"{s.low:.1f} to {s.high:.1f}", f"{s.iqm:.1f}"]
         star = "" if row.comparable else " *"
         table.add_row(row.name, name + star, str(s.episodes), *numbers, f"{s.least:.1f}", f"{s.most:.1f}")
-    text = io.StringIO()
-    Console(file=text, width=200, color_system=None).print(table)
-    lines = [line.rstrip() for line in text.getvalue().split("\n") if line.strip()]
+    lines = [table_text(table)]
     if not all(row.comparable for row in rows):
         lines.append(f"* another protocol than {main.id} ({main.hash[:8]}): not comparable with it")
     return "\n".join(lines)
