@@ -11,6 +11,7 @@ from wmrl.config import plain, resolved
 from wmrl.errors import ArtifactError, ContractError
 from wmrl.log import Log
 from wmrl.pipeline import Fit, Pipeline
+from wmrl.run import Run
 from wmrl.store import WHERE, Store, registry
 
 ALL = "all steps made"
@@ -54,8 +55,18 @@ def agree(part: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> No
             )
 
 
+def lineage(parents: Mapping[str, str], run: Run) -> dict[str, list[str]]:
+    """For each parent the content hashes from which a training may be continued, the present one last.
+
+    Args:
+        parents: Name -> present content hash.
+        run: Knows the models that were there before, if its caller replaced them.
+    """
+    return {name: [*run.earlier.get(name, ()), hash_] for name, hash_ in parents.items()}
+
+
 def grown(name: str, stored: Mapping[str, str], parents: Mapping[str, Sequence[str]]) -> str:
-    """The parent of a training that has grown since, or "".
+    """The parent of a training that has grown, or was trained on, since; "" if there is none.
 
     Args:
         name: What is trained, for messages.

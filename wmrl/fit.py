@@ -89,7 +89,7 @@ def fit(
         log: Metrics `losses/...`, `eval/...`, `time/...`, `charts/learning_rate`; progress and words.
         run: Device, precision, minutes.
         parents: What it is trained on: name -> content hashes from which a training may be continued, the present one
-            last. Continued from an earlier one (a dataset has grown), weights are kept and the steps begin anew.
+            last. Continued from an earlier one (the dataset has grown), weights are kept and the steps begin anew.
         watch: Called with the step after each validation: to draw pictures, say.
 
     Raises:
@@ -157,7 +157,8 @@ class _Training:
         self.precision = continuing.precision(self.name, tree["precision"], self.run.precision, self.log)
         if grown:
             self.log.rewind(-1)  # the steps begin anew, and so do their metrics
-            self.log.say(f"{grown} has grown: {self.settings.steps} more steps from the weights trained so far")
+            what = "grown" if grown == "data" else "changed"
+            self.log.say(f"{grown} has {what}: {self.settings.steps} more steps from the weights trained so far")
             return
         self.progress, self.best = Progress.of(tree["progress"]), _tensors(tree["best"])
         self.gauge.saved_step = self.progress.step

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,6 +60,8 @@ class Run:
         append: `generate` adds so many episodes with fresh seeds.
         display: Show the progress bar even where stderr is no terminal.
         json: Print one JSON object as the result.
+        earlier: Models that were there before, parent's name -> content hashes: what was trained on one of them may be
+            trained on with the one that is there now. No command sets it; `iterate` does, which moved them.
     """
 
     device: str = "cpu"
@@ -71,6 +74,7 @@ class Run:
     append: int = 0
     display: bool = False
     json: bool = False
+    earlier: Mapping[str, Sequence[str]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def over(self) -> bool:

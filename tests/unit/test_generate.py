@@ -264,6 +264,16 @@ def test_a_controllers_waves_are_fixed_and_replayed(tmp_path, monkeypatch):
         generate(tmp_path / "a" / "data", rollouts=20, **how)
 
 
+def test_a_controllers_appended_episodes_are_played_without_those_before_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_agent", lambda *given: Parrot())
+    monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "abc")
+    how = {"policy": "controller", "controller": "runs/x", "max_workers": 6}
+    generate(tmp_path / "data")
+    Game.steps = []
+    generate(tmp_path / "data", append=5, **how)
+    assert {seed for seed, _ in Game.steps} == {seeding.number(1, "episode", i) for i in range(10, 15)}
+
+
 def test_replayed_episodes_are_not_counted_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_agent", lambda *given: Parrot())
     monkeypatch.setattr(stage, "_controller_hash", lambda pipe: "abc")

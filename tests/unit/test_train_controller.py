@@ -343,6 +343,27 @@ def test_other_parents_are_refused(pipe, tmp_path, monkeypatch) -> None:
         _run(pipe, tmp_path, noreload=True)
 
 
+def test_in_a_world_that_was_moved_on_purpose_a_new_search_begins_where_the_last_one_ended(pipe, tmp_path) -> None:
+    store, before = _run(pipe, tmp_path)
+    played, Toy.played = {*Toy.played}, []
+    given = (Space((3,)), ACTIONS)
+    parents = {"representation": store.load("vae").hash}
+    _save(store, "dynamics", DYNAMICS, pipe.dynamics, given, "dynamics", parents, seed=5)
+    earlier = {"dynamics": [before.parents["dynamics"]]}
+    _, after = _run(pipe, tmp_path, earlier=earlier)
+    assert after.parents["dynamics"] == store.load("dynamics").hash != before.parents["dynamics"]
+    assert after.facts["history"]["generation"].tolist() == [1, 2, 3, 4]
+    assert after.facts["validation"]["generation"].tolist() == [0, 2, 4], "what it begins with is to be beaten"
+    search = store.load_part("controller")
+    weights = np.concatenate([before.tensors[name].ravel() for name in ("out.weight", "out.bias")])
+    assert np.array_equal(search["tree"]["x0"], weights.astype(np.float64))
+    assert after.facts["global_step"] == before.facts["global_step"] + after.facts["steps"], "the axis goes on"
+    assert played & {*Toy.played} == {number(1, "preflight", i) for i in range(2)}, "it plays fresh episodes"
+    Toy.made = 0
+    assert _run(pipe, tmp_path, earlier=earlier)[1].hash == after.hash and Toy.made == 0
+    assert _run(pipe, tmp_path)[1].hash == after.hash
+
+
 def test_appended_episodes_let_a_search_go_on_and_others_do_not(pipe, tmp_path) -> None:
     store, made = _run(pipe, tmp_path, minutes=0.0)
     _add(tmp_path / "data", 3, [3])

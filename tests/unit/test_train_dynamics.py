@@ -226,6 +226,19 @@ def test_another_representation_needs_noreload(pipe, store):
     assert again.parents["representation"] == store.load("vae").hash
 
 
+def test_on_a_representation_that_was_moved_on_purpose_training_goes_on(pipe, store):
+    before = train(pipe, store)
+    vae(store, seed=1)
+    earlier = dataclasses.replace(RUN, earlier={"representation": [before.parents["representation"]]})
+    after = train(pipe, store, earlier)
+    assert after.parents["representation"] == store.load("vae").hash and after.hash != before.hash
+    assert "representation has changed: 60 more steps" in (store.logdir / "logs/train-dynamics.log").read_text()
+    assert train(pipe, store, earlier).hash == train(pipe, store).hash == after.hash, "nothing is left to do"
+    vae(store, seed=2)
+    with pytest.raises(ContractError, match="--noreload"):
+        train(pipe, store, earlier)
+
+
 def test_last_latent_is_the_likelihood_of_a_gaussian_walk(pipe, store):
     """In closed form: around the last latent, latents that move by s have 0.5 log(2 pi e s^2) nats."""
 

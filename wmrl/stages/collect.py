@@ -42,6 +42,7 @@ class Job:
         fixed: Whether waves are the same whatever was made before, and replayed whole (a controller's are).
         max_steps: Of an episode; None if unknown.
         begun: Episodes of shards in the making that are there already.
+        first: Number of the first episode of this collection: fixed waves are counted from it.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Job:
     fixed: bool
     max_steps: int | None
     begun: Mapping[Name, Part] = field(default_factory=dict)
+    first: int = 0
     steps: int = 0
     finished: int = 0  # replayed ones too, as `steps`
     finished_steps: int = 0
@@ -70,7 +72,8 @@ class Job:
         """The numbers of the episodes that are played together: as many waves for each lane, about equally large."""
         n = self.environments
         if self.fixed:
-            return [list(range(w * n, min((w + 1) * n, self.total))) for w in sorted({i // n for i in self.todo})]
+            begins = sorted({self.first + (i - self.first) // n * n for i in self.todo})
+            return [list(range(begin, min(begin + n, self.total))) for begin in begins]
         each = n // lanes
         count = lanes * -(-len(self.todo) // (lanes * each))
         size = -(-len(self.todo) // count)

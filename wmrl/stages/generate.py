@@ -75,7 +75,8 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         _sight(pipe, env, log)
         meta = _meta(recipe, env)
         begun = parts.load(folder, names, meta, log.warn, exact=looks)
-        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun)
+        first = plan.base(folder) if run.append else 0
+        job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun, first)
         lanes = _lanes(pipe, job, env, run, stack)
         _announce(pipe, job, env, log, run)
         job.work(lanes, meta, log)

@@ -55,6 +55,8 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     controller = fresh(pipe, given).to(run.device)
     trainer = config.build(TRAINERS, pipe.trainer, "trainer")
     course = Progress.load(store, {"data": episodes.hash, **parents}, episodes.lineage(), pipe, log, run)
+    if course.began and course.tree is None:
+        controller, _ = store.component(NAME, run.device)
     if course.complete and store.exists(NAME):
         store.fits(NAME, store.load(NAME), parents)
         log.say(f"{store.path(NAME)} is complete; {_more(course.trainer)} continues it")
@@ -89,6 +91,8 @@ class Progress:
         tree: The trainer's state, or None before its first save.
         step: Global step of the last row of metrics.
         complete: Whether the trainer came to its end.
+        began: Global step at which the trainer began: more than 0 if it goes on, in a world that has changed since,
+            from the controller that it made before.
     """
 
     store: Store
@@ -98,6 +102,7 @@ class Progress:
     tree: dict[str, Any] | None = None
     step: int = 0
     complete: bool = False
+    began: int = 0
 
     @classmethod
     def load(
@@ -127,8 +132,9 @@ class Progress:
             if not complete:
                 log.rewind(-1)
             return cls(store, parents, trainer, choices, complete=complete)
-        may_be = {name: [hash_] for name, hash_ in parents.items()} | {"data": lineage}
-        if continuing.grown(NAME, part["parents"], may_be):
+        may_be = continuing.lineage(parents, run) | {"data": lineage}
+        grown = continuing.grown(NAME, part["parents"], may_be)
+        if grown == "data":
             log.say("episodes were added since the search began; they change where dreams begin, nothing else")
         log.rewind(part["step"])
         choices = part["choices"]
@@ -138,13 +144,20 @@ class Progress:
             choices.setdefault("dream_lanes", 1)  # a search that an earlier wmrl began
         if "precision" in choices:
             choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
+        if grown not in ("", "data"):
+            log.say(f"{grown} has changed: a new search begins with the controller that the last one made")
+            return cls(store, parents, trainer, choices, None, part["step"], began=part["step"])
         complete = part["complete"] and part["trainer"] == trainer
-        return cls(store, parents, trainer, choices, part["tree"], part["step"], complete)
+        return cls(store, parents, trainer, choices, part["tree"], part["step"], complete, part.get("began", 0))
+
+    def seed(self, pipe: Pipeline) -> int:
+        """From what the trainer draws: a search that goes on from another one plays other episodes."""
+        return number(pipe.seed, "search", self.began) if self.began else pipe.seed
 
     def save(self, tree: dict[str, Any]) -> None:
         """Keep the trainer's state, durably."""
         self.tree = tree
-        names = ("parents", "trainer", "choices", "tree", "step", "complete")
+        names = ("parents", "trainer", "choices", "tree", "step", "complete", "began")
         self.store.save_part(NAME, {name: getattr(self, name) for name in names})
 
     def finish(self, *, complete: bool) -> None:
@@ -229,21 +242,22 @@ def _grounds(
         return Rollouts(dreams, functools.partial(Dreamer, device=device), controller, rows, device)
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
-        course.step = step
-        log.metrics(step, metrics)
+        course.step = course.began + step
+        log.metrics(course.step, metrics)
 
     return Grounds(
         world=world,
         batches=lambda batch, length: windows(episodes, batch, length, key=(pipe.seed, "train-controller")),
         awake=lambda *args, **how: awake()(*args, **how),
         asleep=asleep,
-        seed=pipe.seed,
+        seed=course.seed(pipe),
         save=course.save,
         resume=lambda: course.tree,
         log=note,
         progress=lambda done, total, words: log.progress(done, total, "rollouts", words),
         say=log.say,
         over=run.over,
+        trained=course.began > 0,
     )
 
 

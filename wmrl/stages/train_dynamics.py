@@ -83,9 +83,11 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     representation: Any
     episodes, (representation, hash_) = store.episodes(), store.component("vae", run.device)
     store.sees(episodes.observation)
-    parents = {"data": episodes.lineage(), "representation": [hash_]}
+    parents = {"data": episodes.lineage(), **continuing.lineage({"representation": hash_}, run)}
     if store.exists(NAME) and not run.noreload and not store.anew(NAME):
-        store.fits(NAME, store.load(NAME), {"representation": hash_})  # before frames are encoded in vain
+        made = store.load(NAME)
+        if made.parents.get("representation") not in parents["representation"]:
+            store.fits(NAME, made, {"representation": hash_})  # before frames are encoded in vain
         if not run.untrained and continuing.settled(store, NAME, pipe.fit.dynamics.steps, parents):
             log.say(f"{store.path(NAME)} is complete: nothing to do")
             return

@@ -77,6 +77,7 @@ class Grounds:
         progress: (done, total, note) -> None, for people who watch; in rollouts.
         say: A line for people who watch.
         over: Whether the time is spent and training should end early.
+        trained: Whether the controller was trained before, in another world: it is validated before the first step.
     """
 
     world: WorldModel
@@ -90,3 +91,4 @@ class Grounds:
     progress: Callable[[float, float, str], None] = lambda done, total, note: None
     say: Callable[[str], None] = lambda text: None
     over: Callable[[], bool] = lambda: False
+    trained: bool = False

@@ -121,7 +121,7 @@ class Search:
     def _due(self) -> bool:
         k = self.strategy.generation
         turn = k % self.how.validate_every == 0 or self._observed() or self._spent()
-        return k > 0 and turn and self._unchecked(self._observed())
+        return (k > 0 or self.grounds.trained) and turn and self._unchecked(self._observed())
 
     def _generation(self) -> None:
         k, how = self.strategy.generation, self.how
