@@ -114,6 +114,17 @@ $(logdir)/videos/episode.mp4: $(logdir)/test.h5 | $(VENV)
 .PRECIOUS: $(foreach n,vae.h5 dynamics.h5 controller.h5 test.h5 videos/episode.mp4,$(logdir)/$(n))
 endef
 
+# iterate|...: the same fields; one command makes all of it, and iterate.h5 is there when all iterations are
+define ITERATE_RULES
+$(logdir)/iterate.h5: $(toml) $(call field,$(1),7) | $(complete) $(VENV)
+	$(call stage,$(1),iterate)
+	@touch -c $$@ || true
+$(logdir)/videos/episode.mp4: $(logdir)/iterate.h5 | $(VENV)
+	$(call stage,$(1),render) --out $$@
+	@touch -c $$@ || true
+.PRECIOUS: $(foreach n,iterate.h5 videos/episode.mp4,$(logdir)/$(n))
+endef
+
 # goal|PIPELINE|LOGDIR
 define GOAL_RULE
 .PHONY: $(call field,$(1),2)
@@ -122,6 +133,7 @@ endef
 
 $(foreach w,$(call of_kind,data),$(eval $(call DATA_RULE,$(w))))
 $(foreach w,$(call of_kind,run),$(eval $(call RUN_RULES,$(w))))
+$(foreach w,$(call of_kind,iterate),$(eval $(call ITERATE_RULES,$(w))))
 $(foreach w,$(call of_kind,goal),$(eval $(call GOAL_RULE,$(w))))
 
 endif

@@ -38,6 +38,9 @@ BatchSize = Annotated[int | None, _option("Windows in a batch.")]
 LearningRate = Annotated[float | None, _option("Step size of the optimiser.")]
 MaxSteps = Annotated[int | None, _option("Truncate an episode after so many steps.")]
 NoReload = Annotated[bool, _option("Begin anew; the old artifact is replaced on completion.", "--noreload")]
+MaxWorkers = Annotated[
+    int, typer.Option("--max-workers", "--num-envs", help="At most so many environments alive at once.")
+]
 Minutes = Annotated[float | None, _option("End the stage after so many minutes, as if it had its steps.")]
 
 
@@ -95,9 +98,7 @@ def train_controller(
     generations: Annotated[int | None, _option("Generations.")] = None,
     steps: Annotated[int | None, _option("Steps, dreamt ones if asleep, after which the search ends.")] = None,
     target_return: Annotated[float | None, _option("Stop early at this mean validation return.")] = None,
-    max_workers: Annotated[
-        int, typer.Option("--max-workers", "--num-envs", help="At most so many environments alive at once.")
-    ] = 256,
+    max_workers: MaxWorkers = 256,
     where: Annotated[str | None, _option("env, or dream: inside the world model.")] = None,
     temperature: Annotated[float | None, _option("Of the draws in dreams.")] = None,
     dream_steps: Annotated[int | None, _option("Truncate a dream after so many steps.")] = None,
@@ -143,6 +144,22 @@ def test_controller(
         )
 
     return Call(run={"noreload": noreload}, options=options)
+
+
+@_stage("iterate", "wmrl.stages.iterate:iterate", "iterate")
+def iterate(
+    iterations: Annotated[int | None, _option("How often in all; more go on.")] = None,
+    rollouts_per_iteration: Annotated[int | None, _option("Episodes that the controller adds each time.")] = None,
+    steps_per_iteration: Annotated[int | None, _option("Gradient steps of V, and of M, each time.")] = None,
+    generations_per_iteration: Annotated[int | None, _option("Generations of C each time.")] = None,
+    noise: Annotated[float | None, _option("Noise added to the controller's actions while it collects.")] = None,
+    max_workers: MaxWorkers = 256,
+) -> Call:
+    """Collect with the controller, train V, M and C on it, and again; interrupted and called again, it goes on."""
+    steps = {"vae_steps": steps_per_iteration, "dynamics_steps": steps_per_iteration}
+    amounts = {"rollouts": rollouts_per_iteration, "generations": generations_per_iteration, "noise": noise}
+    own = {"iterations": iterations, **amounts, **steps}
+    return Call({f"iterate.{key}": value for key, value in own.items()}, {"max_workers": max_workers})
 
 
 @_stage("render", "wmrl.stages.render:render")

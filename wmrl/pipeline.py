@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from wmrl import config
 from wmrl.errors import ArtifactError, ConfigError
+from wmrl.iteration import Iterate, check_iterate
 from wmrl.sources import DEFAULT, STORED, is_logdir, read, with_overrides
 
 
@@ -138,6 +139,7 @@ class Pipeline:
         trainer: What improves the controller.
         fit: The training of V and M.
         test: The final score.
+        iterate: What `wmrl iterate` does again and again.
     """
 
     name: str = DEFAULT
@@ -152,6 +154,7 @@ class Pipeline:
     trainer: dict[str, Any] = field(default_factory=lambda: {"kind": "cma-es"})
     fit: Fits = Fits()
     test: Test = Test()
+    iterate: Iterate = field(default_factory=Iterate)
 
     def table(self) -> dict[str, Any]:
         """The pipeline as a JSON-able table."""
@@ -254,6 +257,7 @@ def _check(pipe: Pipeline) -> None:
         raise ConfigError(f"validation: must lie between 0 and 1, got {pipe.validation}")
     if pipe.generate.policy == "controller" and not pipe.generate.controller:
         raise ConfigError("generate.controller: policy 'controller' needs the logdir of a trained controller")
+    check_iterate(pipe.iterate)
 
 
 POSITIVE = ("steps", "batch", "length", "learning_rate", "epsilon", "validate_every", "validation_batches", "log_every")

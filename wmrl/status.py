@@ -12,7 +12,8 @@ from typing import Any, Literal
 from wmrl import files, pipeline, stdout
 from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
-from wmrl.stages import states
+from wmrl.stages import rounds, states
+from wmrl.status_text import text
 from wmrl.store import MAKERS, referred
 
 SCHEMA_VERSION = 1
@@ -58,6 +59,7 @@ class Report:
         busy: Whether a process works in the logdir at this moment.
         entries: The dataset and the artifacts, in the order they are made.
         scores: One record per protocol: name, protocol's hash, and the statistics of its returns.
+        iterations: How far `wmrl iterate` is, in words; "" if it was never called here.
         next: The command to run next; "" if all is done.
     """
 
@@ -68,6 +70,7 @@ class Report:
     busy: bool
     entries: list[Entry]
     scores: list[dict[str, Any]]
+    iterations: str
     next: str
 
 
@@ -80,14 +83,26 @@ def report(logdir: Path | str) -> Report:
     folder = Path(logdir)
     if not folder.is_dir():
         raise ArtifactError(f"there is no folder {folder}; a logdir is made by the first stage, wmrl generate")
-    pipe = pipeline.load(folder)
+    past = _rounds(folder)
+    pipe = rounds.planned(pipeline.load(folder), past)
     entries = [_data(pipe, folder)]
     for name in MAKERS:
         entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}))
     entries.append(_videos(folder, entries[-1]))
-    todo = (entry.command for entry in entries if entry.state != "complete")
+    left = bool(past) and rounds.left(past, pipe)
+    todo = [_command("iterate", folder)] if left else [entry.command for entry in entries if entry.state != "complete"]
     scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
-    return Report(str(folder), pipe.name, pipe.env.id, pipe.seed, _busy(folder), entries, scores, next(todo, ""))
+    return Report(
+        str(folder),
+        pipe.name,
+        pipe.env.id,
+        pipe.seed,
+        _busy(folder),
+        entries,
+        scores,
+        rounds.words(past, pipe),
+        next(iter(todo), ""),
+    )
 
 
 def run(logdir: Path | str, as_json: bool = False) -> None:
@@ -101,7 +116,7 @@ def run(logdir: Path | str, as_json: bool = False) -> None:
     if as_json:
         stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)}, indent=2) + "\n")
     else:
-        stdout.write(_text(found))
+        stdout.write(text(found))
 
 
 def _data(pipe: Pipeline, logdir: Path) -> Entry:
@@ -272,28 +287,9 @@ def _busy(logdir: Path) -> bool:
     return False
 
 
-def _text(found: Report) -> str:
-    from rich.console import Console
-    from rich.text import Text
-
-    styles = {"complete": "green", "in progress": "yellow", "missing": "dim", "stale": "bold yellow"}
-    page = stdout.Page()
-    line = Console(file=page, highlight=False, soft_wrap=True).print
-    busy = "; a process is working in it now" if found.busy else ""
-    line(Text(f"{found.logdir}: {found.pipeline} on {found.env}, seed {found.seed}{busy}", "bold"))
-    for entry in found.entries:
-        origin = " <- " + ", ".join(f"{k} {v[:8]}" for k, v in entry.parents.items()) if entry.parents else ""
-        state = Text(f"{entry.state:<12}", styles.get(entry.state, "bold red"))
-        line(Text(f"  {entry.name:<11}"), state, Text(f"{entry.hash[:8]:<9}{entry.detail}{origin}"))
-        if entry.why:
-            line(Text(f"{'':27}{entry.why}", "yellow"))
-    for score in found.scores:
-        line(Text(f"  {score['protocol']}: {_numbers(score)}", "bold"))
-    line(Text(f"next: {found.next}" if found.next else "nothing is left to do"))
-    return page.getvalue()
-
-
-def _numbers(score: dict[str, Any]) -> str:
-    """A score's statistics in a line; see `wmrl.stats.Summary`."""
-    interval = f"95 % {score['low']:.1f} to {score['high']:.1f}"
-    return f"mean {score['mean']:.1f} ({interval}), IQM {score['iqm']:.1f}, {score['episodes']} episodes"
+def _rounds(logdir: Path) -> list[rounds.Round]:
+    """The iterations of a logdir; a damaged record of them is what `wmrl iterate` will tell."""
+    try:
+        return rounds.read(logdir)
+    except ArtifactError:
+        return []

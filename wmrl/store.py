@@ -3,7 +3,7 @@
 LOGDIR/pipeline.json       the pipeline that the run was made with
 LOGDIR/vae.h5              complete artifacts; each appears by rename, when its stage is complete
 LOGDIR/vae.part.h5         the training state: what an interrupted or prolonged stage continues from
-LOGDIR/codes/              frames encoded once
+LOGDIR/codes/              frames encoded once     rollouts/   the dataset of an iterated run
 LOGDIR/metrics/*.jsonl     logs/*.log     images/     videos/
 """
 

@@ -116,7 +116,7 @@ class Launcher:
 
     def stage(self, folder: Path, stage: str, *more: str, **how: dict | None) -> Ran:
         """Run a stage of the small pipeline."""
-        few = ("--max-workers", "4") if stage == "train-controller" else ()  # two waves a generation
+        few = ("--max-workers", "4") if stage in ("train-controller", "iterate") else ()  # two waves a generation
         return self(folder, stage, *ALWAYS, *few, *more, **how)
 
     def close(self) -> None:
@@ -127,6 +127,12 @@ class Launcher:
     def _line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def pipeline_text() -> str:
+    """The small pipeline as TOML."""
+    return PIPELINE
 
 
 @pytest.fixture(scope="session")

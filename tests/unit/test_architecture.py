@@ -17,7 +17,19 @@ FILES = sorted((ROOT / "wmrl").rglob("*.py"))
 
 LAYERS = [
     {"wmrl", "errors", "stdout", "spec", "seeding", "interrupts", "run", "protocols"},
-    {"config", "sources", "pipeline", "files", "locking", "progress", "sinks", "log", "artifact"},
+    {
+        "config",
+        "sources",
+        "iteration",
+        "pipeline",
+        "files",
+        "locking",
+        "progress",
+        "streams",
+        "sinks",
+        "log",
+        "artifact",
+    },
     {"stats", "recording", "video", "curves", "images"},
     {"precision", "optimizers", "schedule", "gauge"},
     {"nn"},
@@ -27,7 +39,7 @@ LAYERS = [
     {"trainers"},
     {"store", "continuing", "agreement", "fit", "draws", "dream", "dream_env", "evaluation", "scoring", "panels"},
     {"stages"},
-    {"session", "launch", "describe", "status", "doctor", "pipelines_rules"},
+    {"session", "launch", "describe", "status", "status_text", "doctor", "pipelines_rules"},
     {"cli", "cli_stage", "cli_data", "__main__"},
 ]
 """A module imports from its own layer and from those above it in this list, never from one below."""

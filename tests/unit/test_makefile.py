@@ -31,6 +31,7 @@ case $stage in
   train-dynamics) file=$logdir/dynamics.h5 ;;
   train-controller) file=$logdir/controller.h5 ;;
   test-controller) file=$logdir/test.h5 ;;
+  iterate) file=$logdir/iterate.h5 ;;
   render) file=$out ;;
 esac
 mkdir -p "$(dirname "$file")"
@@ -127,6 +128,20 @@ def test_a_pipeline_is_made_in_order_and_then_never_again(cars):
     assert made[1] == "train-vae pipelines/one.toml --logdir runs/one/seed-1"
     again = make(cars, "one")
     assert again.returncode == 0 and not calls(cars) and "Nothing to be done" in again.stdout
+
+
+def test_a_pipeline_with_a_table_for_it_is_iterated(cars):
+    path = cars / "pipelines" / "one.toml"
+    path.write_text(path.read_text() + "[iterate]\niterations = 2\n")
+    assert make(cars, "one", "SEED=2").returncode == 0
+    made = calls(cars)
+    assert stages(made) == ["generate", "iterate", "render"]
+    assert made[1] == "iterate pipelines/one.toml --logdir runs/one/seed-2 --seed 2"
+    assert make(cars, "one", "SEED=2").returncode == 0 and not calls(cars)
+    age(cars, "runs/*/*/*.h5", "runs/*/*/videos/*")
+    path.write_text(path.read_text().replace("= 2", "= 3"))
+    make(cars, "one", "SEED=2")
+    assert "iterate" in stages(calls(cars)), "after an edit it is asked whether there is something to do"
 
 
 def test_two_pipelines_share_a_dataset(cars):
