@@ -37,7 +37,7 @@ MOMENTS = [
     {"on": "replace", "match": "dynamics.part.h5", "nth": 7, "when": "after"},
     {"on": "replace", "match": "/dynamics.h5", "nth": 2, "when": "after"},  # a world that C was not trained in yet
     {"on": "replace", "match": "/controller.h5", "nth": 2, "when": "after"},
-    {"on": "replace", "match": "iterate.part.h5", "nth": 12},  # the end of the second iteration
+    {"on": "replace", "match": "iterate.part.h5", "nth": 11},  # the end of the second iteration
     {"on": "replace", "match": "/iterate.h5"},
 ]
 
@@ -282,7 +282,7 @@ def test_m_of_another_run_is_not_trained_on(once, launch, tmp_path) -> None:
 def test_a_real_kill_9_between_two_steps_of_the_game(launch, pipeline_text, whole, tmp_path) -> None:
     folder = begin(tmp_path, pipeline_text)
     pid = launch.start(folder, "iterate", "tiny.toml", *AS_BEFORE)
-    launch.wait_for("replace " + str(folder / OWN / "complete.h5"))
+    launch.wait_for("replace " + str(OWN / "complete.h5"))
     time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     assert launch.finish().code == -signal.SIGKILL
