@@ -36,6 +36,11 @@ SHORT = {
     "wmrl train-controller --logdir runs/dream": "--pop-size 4 --n-samples 1 --generations 1 "
     "--set trainer.dream_steps=5 --set trainer.validation_episodes=1",
     "wmrl generate --policy controller": "--rollouts 1",
+    "wmrl iterate carracing-quick": "--set generate.rollouts=2 --set env.max_steps=40 --set fit.vae.steps=2 "
+    "--set fit.vae.validation_batches=1 --set fit.dynamics.steps=2 --set fit.dynamics.batch=2 --set fit.vae.batch=2 "
+    "--set fit.dynamics.validation_batches=1 --set trainer.population=4 --set trainer.samples=1 "
+    "--set trainer.generations=1 --set trainer.validation_episodes=1 --set test.episodes=1 --set test.max_steps=25 "
+    "--rollouts-per-iteration 1 --steps-per-iteration 2 --generations-per-iteration 1",
     "wmrl generate --env-id": "--rollouts 1 --max-steps 6",
 }
 """What is appended to a command that begins so (the longest that fits): sizes only."""
