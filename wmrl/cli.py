@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import wmrl
-from wmrl import cli_data
+from wmrl import cli_compare, cli_data
 from wmrl.cli_stage import Call, stage
 from wmrl.errors import Stopped, UserError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_data.app, name="data")
+app.command("compare", epilog=CODES)(cli_compare.compare)
 _stage = functools.partial(stage, app, CODES)
 
 

@@ -39,8 +39,9 @@ LAYERS = [
     {"trainers"},
     {"store", "continuing", "agreement", "fit", "draws", "dream", "dream_env", "evaluation", "scoring", "panels"},
     {"stages"},
+    {"comparison"},
     {"session", "launch", "describe", "status", "status_text", "doctor", "pipelines_rules"},
-    {"cli", "cli_stage", "cli_data", "__main__"},
+    {"cli", "cli_stage", "cli_data", "cli_compare", "__main__"},
 ]
 """A module imports from its own layer and from those above it in this list, never from one below."""
 

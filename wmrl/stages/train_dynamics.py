@@ -1,7 +1,7 @@
 """Learn what happens next: episodes and a frozen representation -> LOGDIR/dynamics.h5."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,18 +186,29 @@ def last_latent(world: WorldModel, data: Windows) -> float:
 
     Its standard deviations, one per dimension, are fitted to training windows.
     """
-    squares, steps = torch.zeros((), device=data.device), 0.0
-    for batch, rng in data.sample():
-        move = _moves(world, batch, rng)
-        squares = squares + (move.square() * batch.mask[..., None]).sum((0, 1))
-        steps += float(batch.mask.sum())
-    variance = (squares / max(steps, 1.0)).clamp(min=1e-8)
+    variance = spread(world, data.sample()).clamp(min=1e-8)
     nats, steps = 0.0, 0.0
     for batch, rng in data.validation():
         each = 0.5 * (_moves(world, batch, rng).square() / variance + variance.log() + math.log(2 * math.pi)).mean(-1)
         nats += float((each * batch.mask).sum())
         steps += float(batch.mask.sum())
     return nats / max(steps, 1.0)
+
+
+@torch.no_grad()
+def spread(world: WorldModel, batches: Iterable[tuple[Batch, torch.Generator]]) -> Tensor:
+    """The mean square (Z,) of what a step changes in each number of the latent.
+
+    Args:
+        world: Its representation gives the latents.
+        batches: Windows, each with the generator that draws its latents.
+    """
+    squares, steps = torch.zeros(()), 0.0
+    for batch, rng in batches:
+        move = _moves(world, batch, rng)
+        squares = squares.to(move) + (move.square() * batch.mask[..., None]).sum((0, 1))
+        steps += float(batch.mask.sum())
+    return squares / max(steps, 1.0)
 
 
 def _moves(world: WorldModel, batch: Batch, rng: torch.Generator) -> Tensor:

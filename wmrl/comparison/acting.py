@@ -1,0 +1,64 @@
+"""What the controllers of the logdirs score: in the real environment, as it was tested, and in their own dreams."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmrl import artifact, config, seeding
+from wmrl.comparison.subjects import Subject
+from wmrl.data.episodes import Episodes
+from wmrl.dream import Dream, Dreamer, first_codes
+from wmrl.evaluation import Score, scores_in
+from wmrl.log import Log
+from wmrl.rollout import Policy, play
+from wmrl.stages.subject import moved
+from wmrl.trainers import TRAINERS
+
+DREAMS = 64
+"""Dreams that a controller is scored in."""
+
+
+def real(subject: Subject, log: Log) -> Score | None:
+    """The score in `test.h5`; None if there is none, or it is one of other parts than are there now.
+
+    Raises:
+        ArtifactError: if the test is damaged.
+    """
+    store = subject.store
+    if store is None or not store.exists("test"):
+        return None
+    made = artifact.read(store.path("test"), "test")
+    if others := moved(made, store.logdir):
+        log.warn(f"{store.path('test')} was made with another {' and another '.join(others)}: its score is left out")
+        return None
+    return next(iter(scores_in(made).values()))
+
+
+def protocols(scores: Mapping[str, Score]) -> str:
+    """What has to be said if scores, by the models' names, are of different protocols; "" if they are not."""
+    if len({score.protocol.hash for score in scores.values()}) < 2:
+        return ""
+    names = ", ".join(f"{name} {score.protocol.id}" for name, score in scores.items())
+    return f"returns in the real environment are of different protocols, and do not compare: {names}"
+
+
+def dreamt(subject: Subject, episodes: Episodes, *, seed: int, device: str) -> np.ndarray | None:
+    """Returns (64,) of the stored controller in dreams, as its trainer would dream them; None if there is none.
+
+    Raises:
+        ArtifactError, ContractError: if the controller is damaged, or was made on other parts.
+        Stopped: if a signal asked for it.
+    """
+    store = subject.store
+    if store is None or not store.exists("controller"):
+        return None
+    world, controller, _ = store.agent(device)
+    how: dict[str, Any] = config.resolved(TRAINERS, store.pipe.trainer, "trainer")
+    names = {"temperature": "temperature", "ends": "ends", "dream_steps": "max_steps"}
+    settings = {mine: how[its] for its, mine in names.items() if its in how}
+    bank = first_codes(world, episodes, torch.device(device))
+    dream = Dream(world, controller, bank, **settings)
+    seeds = [seeding.number(seed, "compare", "dreams", i) for i in range(DREAMS)]
+    return play(dream, Dreamer(Policy(controller), device), seeds).returns

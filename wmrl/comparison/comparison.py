@@ -1,0 +1,248 @@
+"""`wmrl compare`: put models side by side. Nothing is written into their logdirs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wmrl.comparison import acting, baselines, endings, heldout, measures, pixels, speed, subjects
+from wmrl.comparison.heldout import HORIZONS, HeldOut
+from wmrl.comparison.measures import How
+from wmrl.comparison.results import Comparison, Findings, estimate
+from wmrl.comparison.subjects import Subject
+from wmrl.data.codes import Codes
+from wmrl.errors import ConfigError
+from wmrl.log import Log
+
+LATENT = "numbers in latent space would not compare, and are left out"
+NO_END = "no end in the data: the held-out episodes all ran into the time limit"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Args:
+        names: A name for each logdir; none: the shortest that tell them apart.
+        anyway: Compare models of different datasets too.
+        starts: Windows of held-out episodes.
+        samples: Dreams from each.
+        seed: From which all randomness follows.
+        speed: Whether speed is measured.
+        device: Where to compute.
+    """
+
+    names: Sequence[str] = ()
+    anyway: bool = False
+    starts: int = 128
+    samples: int = 8
+    seed: int = 0
+    speed: bool = True
+    device: str = "cpu"
+
+
+class _Progress:
+    """Tells how far the comparison is: parts of models done, and what is done now."""
+
+    def __init__(self, log: Log, total: int) -> None:
+        self.log, self.total, self.done, self.what = log, total, 0, ""
+
+    def begin(self, what: str) -> None:
+        """The next part."""
+        self.what = what
+        self.tick()
+
+    def end(self) -> None:
+        """A part is done."""
+        self.done += 1
+        self.tick()
+
+    def how(self, options: Options) -> How:
+        """What measurements need."""
+        return How(options.seed, options.device, self.tick)
+
+    def tick(self) -> None:
+        """Time has passed."""
+        self.log.progress(self.done, self.total, "parts", self.what)
+
+
+PARTS = ("likelihood", "dreams", "likeness", "reward and end", "controller")
+
+
+def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
+    """Measure the models of some logdirs, an untrained one and the guess that nothing changes.
+
+    Args:
+        logdirs: At least one.
+        options: How.
+        log: Shows progress.
+
+    Raises:
+        ArtifactError: if an artifact or the dataset is missing or damaged.
+        ConfigError: if a number in the options means nothing.
+        ContractError: if the models were not trained on one dataset, or too few episodes are held out of all.
+        Stopped: if a signal asked to stop.
+    """
+    if options.starts < 1 or options.samples < 1:
+        raise ConfigError(f"--starts and --samples must be at least 1, got {options.starts} and {options.samples}")
+    found = subjects.load(logdirs, options.names, options.device)
+    first = found[0]
+    assert first.store is not None
+    episodes = first.store.episodes()
+    notes = subjects.check(found, episodes, anyway=options.anyway)
+    held = heldout.hold_out(episodes, found, starts=options.starts, seed=options.seed)
+    log.say(f"{len(held.numbers)} held-out episodes, {len(held.window)} windows of {held.steps} steps")
+    twin = baselines.untrained(first, options.device)
+    if twin.hashes["dynamics"] not in {subject.hashes["dynamics"] for subject in found}:
+        found.append(twin)
+    found.append(baselines.last_latent(first, episodes, seed=options.seed, device=options.device))
+    progress = _Progress(log, (len(PARTS) + int(options.speed)) * len(found))
+    models = _measured(found, held, options, progress)
+    if options.speed:
+        progress.begin("speed")
+        for model, rates in zip(models, speed.measure(found, options.device, progress.tick), strict=True):
+            model.numbers.update(rates)
+        progress.done = progress.total
+        progress.tick()
+    notes += _notes(models)
+    rows = pixels.shown_windows(held) if pixels.comparable(episodes.observation) else []
+    return Comparison(
+        models,
+        _about(first, held, options),
+        notes,
+        pixels.moments(held),
+        [pixels.real_strip(held, row) for row in rows],
+        [pixels.seen_strip(first.world, held, row) for row in rows],
+    )
+
+
+def _measured(found: Sequence[Subject], held: HeldOut, options: Options, progress: _Progress) -> list[Findings]:
+    """Everything but speed."""
+    encoded: dict[str, Codes] = {}
+    models = []
+    for subject in found:
+        key = subject.hashes.get("representation", found[0].hashes["representation"])
+        if key not in encoded:
+            progress.begin("encoding held-out frames")
+            encoded = {key: held.encode(subject.world, options.device, progress.tick)}
+        model = Findings(subject, numbers={"parameters": float(subject.parameters)})
+        models.append(model)
+        works = (_likelihood, _dreams, _outcomes, _acting)
+        for name, work in zip(("likelihood", "dreams", "reward and end", "controller"), works, strict=True):
+            progress.begin(f"{subject.name}: {name}")
+            work(model, held, encoded[key], options, progress)
+            progress.end()
+    return models
+
+
+def _likelihood(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
+    subject, warm = model.subject, held.warmup
+    model.numbers["window"] = float(subject.length) if hasattr(subject.world.dynamics, "loss") else None
+    model.numbers |= dict.fromkeys(("nats", "nats_late", "gap"))
+    if not subject.shares:
+        return
+    found = measures.likelihood(subject.world, held, codes, progress.how(options), subject.length)
+    if found is None:
+        return
+    parts = {"nats": slice(0, warm), "nats_late": slice(warm, None)}
+    for name, part in parts.items():
+        model.numbers[name] = estimate(held.by_episode(found.awake[:, part], found.mask[:, part]))
+    model.numbers["gap"] = estimate(found.gap)
+    model.curves["nats"] = _curve(found.awake, found.mask)
+
+
+def _dreams(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
+    subject, numbers = model.subject, model.numbers
+    found = measures.dreams(subject.world, held, codes, progress.how(options), options.samples)
+    progress.end()
+    reached = pixels.horizons(held)
+    numbers["reward_dream"] = estimate(held.by_episode(found.reward.mean(1), found.mask))
+    model.curves["reward"] = _curve(found.reward.mean(1), found.mask)
+    for h in reached if subject.shares else ():
+        errors, mask = found.latent[..., h - 1], found.mask[:, h - 1]
+        numbers[f"latent_{h}"] = estimate(held.by_episode(errors.mean(1), mask))
+        numbers[f"latent_{h}_best"] = estimate(held.by_episode(errors.min(1), mask))
+    if subject.shares:
+        model.curves["latent"] = _curve(found.latent.mean(1), found.mask)
+    if not pixels.comparable(held.episodes.observation):
+        return
+    progress.begin(f"{subject.name}: likeness")
+    alike = pixels.similarity(subject.world, held, found, progress.tick)
+    for i, h in enumerate(reached):
+        mask = found.mask[:, h - 1]
+        numbers[f"ssim_{h}"] = estimate(held.by_episode(alike[..., i].mean(1), mask))
+        numbers[f"ssim_{h}_best"] = estimate(held.by_episode(alike[..., i].max(1), mask))
+    masks = np.stack([found.mask[:, h - 1] for h in reached], 1)
+    model.curves["ssim"] = ([float(h) for h in reached], _curve(alike.mean(1), masks)[1])
+    limit = pixels.ceiling(subject.world, held)
+    numbers["ceiling"] = estimate(held.by_episode(limit, np.ones(len(limit))))
+    model.strips = [pixels.dream_strip(subject.world, held, found, row) for row in pixels.shown_windows(held)]
+
+
+def _outcomes(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
+    found = measures.outcomes(model.subject.world, held, codes, progress.how(options))
+    numbers, count = model.numbers, len(held.numbers)
+    numbers["reward"] = estimate(_per_episode(found.reward, found.episode, count))
+    model.ends = int(found.ended.sum())
+    numbers |= dict.fromkeys(("auc", "brier", "ece"))
+    if model.ends:
+        model.reliability = endings.reliability(found.end, found.ended)
+        numbers["auc"] = endings.auc(found.end, found.ended)
+        numbers["ece"] = endings.calibration_error(model.reliability)
+        numbers["brier"] = estimate(_per_episode((found.end - found.ended) ** 2, found.episode, count))
+
+
+def _acting(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
+    subject = model.subject
+    model.score = acting.real(subject, progress.log)
+    model.numbers["real"] = estimate(model.score.returns) if model.score is not None else None
+    returns = acting.dreamt(subject, held.episodes, seed=options.seed, device=options.device)
+    model.numbers["dreamt"] = estimate(returns) if returns is not None else None
+
+
+def _per_episode(values: np.ndarray, episode: np.ndarray, count: int) -> np.ndarray:
+    """Means (count,) of the steps of each episode."""
+    sums = np.bincount(episode, values, count)
+    return sums / np.maximum(np.bincount(episode, minlength=count), 1)
+
+
+def _curve(values: np.ndarray, mask: np.ndarray) -> tuple[list[float], list[float]]:
+    """The mean over windows at each step, from 1 on, where any window is left."""
+    count = (mask > 0).sum(0)
+    total = np.where(mask > 0, values, 0).sum(0, dtype=np.float64)
+    steps = [i for i in range(len(count)) if count[i]]
+    return [float(i + 1) for i in steps], [float(total[i] / count[i]) for i in steps]
+
+
+def _notes(models: Sequence[Findings]) -> list[str]:
+    others = [model.subject.name for model in models if not model.subject.shares]
+    notes = [f"{name} has another representation than {models[0].subject.name}: {LATENT}" for name in others]
+    scores = [acting.real(subject) for subject in subjects_]
+    notes += [said for _, said in scores if said]
+    notes += [said for said in [acting.protocols([s.name for s in subjects_], [score for score, _ in scores])] if said]
+    if not models[0].ends:
+        notes.append(NO_END)
+    elif models[0].ends < 30:
+        notes.append(f"the held-out episodes hold only {models[0].ends} ends: AUC and calibration are rough")
+    return notes
+
+
+def _about(first: Subject, held: HeldOut, options: Options) -> dict:
+    episodes = held.episodes
+    count = len(held.numbers)
+    title = f"{episodes.env['id']}: {count} held-out episodes of {episodes.path}, {len(held.window)} windows"
+    return {
+        "title": title,
+        "environment": episodes.env["id"],
+        "dataset": {"path": str(episodes.path), "hash": first.hashes["data"], "episodes": len(episodes)},
+        "representation": first.hashes["representation"],
+        "held_out": {
+            "episodes": [int(number) for number in held.numbers],
+            "windows": len(held.window),
+            "steps": held.steps,
+            "warmup": held.warmup,
+            "horizons": [h for h in HORIZONS if h <= held.horizon],
+        },
+        "settings": {"samples": options.samples, "seed": options.seed, "device": options.device},
+    }

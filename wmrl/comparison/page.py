@@ -1,0 +1,143 @@
+"""A comparison as one HTML page that needs nothing else: no network, no script, readable in light and dark."""
+
+import base64
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+import cv2
+import numpy as np
+
+from wmrl.comparison import plots, table
+from wmrl.comparison.results import Comparison, Findings
+
+READING = (
+    "An arrow says which way is better. Small numbers are 95 % bootstrap intervals over held-out episodes (of returns: "
+    "over played ones). A number is bold only where the interval of its difference to every other, episode by "
+    "episode, leaves zero out. In brackets: the best of the dreams from the same start."
+)
+
+
+def render(comparison: Comparison) -> str:
+    """The page."""
+    about = comparison.about
+    template = Template((importlib.resources.files("wmrl.comparison") / "page.html").read_text())
+    names = [model.subject.name for model in comparison.models if model.subject.store is not None]
+    return template.substitute(
+        title=escape(f"{about['environment']}: {', '.join(names)}"),
+        heading=escape(f"World models of {about['environment']}, compared"),
+        subtitle=escape(_subtitle(about)),
+        notes=_notes(comparison.notes),
+        reading=escape(READING),
+        table=_table(comparison),
+        legend="\n".join(_legend(comparison.models)),
+        curves="\n".join(_figure(title, svg) for title, svg in plots.draw(comparison).items()),
+        strips=_strips(comparison),
+        method="\n".join(f"<p>{escape(text)}</p>" for text in _method(about)),
+    )
+
+
+def _subtitle(about: dict[str, Any]) -> str:
+    held, data = about["held_out"], about["dataset"]
+    return (
+        f"{len(held['episodes'])} episodes of {data['path']} ({data['hash'][:8]}, {data['episodes']} episodes) that no "
+        f"model has learnt from, {held['windows']} windows of {held['steps']} steps; "
+        f"representation {about['representation'][:8]}; seed {about['settings']['seed']}"
+    )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+
+
+def _table(comparison: Comparison) -> str:
+    models = comparison.models
+    heads = "".join(f"<th>{escape(model.subject.name)}</th>" for model in models)
+    lines = [f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>"]
+    for word in ("kind", "trained"):
+        cells = "".join(f"<td>{escape(getattr(model.subject, word))}</td>" for model in models)
+        lines.append(f"<tr><th>{word}</th>{cells}</tr>")
+    for title, rows in table.shown(comparison):
+        lines.append(f'<tr class="section"><th colspan="{len(models) + 1}">{escape(title)}</th></tr>')
+        lines += [_line(row, models) for row in rows]
+    return "\n".join([*lines, "</tbody></table>"])
+
+
+def _line(row: table.Row, models: Sequence[Findings]) -> str:
+    top = table.winners(row, models)
+    cells = []
+    for i, model in enumerate(models):
+        number = model.numbers.get(row.key)
+        text = escape(table.text(number, row.digits))
+        text = f"<strong>{text}</strong>" if i in top else text
+        if row.beside and number is not None:
+            text += f" ({escape(table.text(model.numbers.get(row.beside), row.digits))})"
+        if between := table.span(number, row.digits):
+            text += f"<small>{escape(between)}</small>"
+        cells.append(f"<td>{text}</td>")
+    unit = f" <small>{escape(row.unit)}</small>" if row.unit else ""
+    return f"<tr><th>{escape(row.title)} {table.ARROWS[row.better]}{unit}</th>{''.join(cells)}</tr>"
+
+
+def _legend(models: Sequence[Findings]) -> Iterable[str]:
+    dashes = {"-": "", "--": "6 3", ":": "2 2", "-.": "6 2 2 2"}
+    for model, style in zip(models, plots.styles(models), strict=True):
+        line = f'<line x1="0" y1="5" x2="26" y2="5" stroke-width="3" stroke="{style["color"]}"'
+        dash = dashes[style["linestyle"]]
+        line += f' stroke-dasharray="{dash}"/>' if dash else "/>"
+        yield f'<span><svg class="swatch" viewBox="0 0 26 10">{line}</svg> {escape(model.subject.name)}</span>'
+
+
+def _figure(title: str, svg: str) -> str:
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+
+
+def _strips(comparison: Comparison) -> str:
+    if not comparison.real:
+        return ""
+    parts = [
+        "<h2>Real and dreamt frames</h2>",
+        "<p>The first dream of each model from the same moment, with the actions that were taken; numbers are dreamt "
+        "steps. The windows are the first of two held-out episodes and were not chosen by hand.</p>",
+    ]
+    for k, real in enumerate(comparison.real):
+        steps = "".join(f"<span>{'seen' if step == 0 else f'+{step}'}</span>" for step in comparison.moments)
+        rows = [("", f'<div class="moments">{steps}</div>'), ("real", _image(real))]
+        rows.append(("reconstructed by V", _image(comparison.seen[k])))
+        rows += [(model.subject.name, _image(model.strips[k])) for model in comparison.models if model.strips]
+        parts.append(
+            f'<div class="strip">{"".join(f"<div>{escape(n)}</div><div>{cell}</div>" for n, cell in rows)}</div>'
+        )
+    return "\n".join(parts)
+
+
+def _image(strip: np.ndarray) -> str:
+    data = cv2.imencode(".png", np.ascontiguousarray(strip[:, :, ::-1]))[1].tobytes()
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def _method(about: dict[str, Any]) -> list[str]:
+    held, samples = about["held_out"], about["settings"]["samples"]
+    warm, steps = held["warmup"], held["steps"]
+    return [
+        f"All models see the same windows, whatever they were trained on: {held['windows']} windows of {steps} steps, "
+        "equally many of each held-out episode, beginning at random steps. An episode is held out if no part of any "
+        "model, representations included, was trained on it.",
+        f"Nats: latents are drawn from V's code with one fixed noise for all models. Steps 1 to {warm} begin with an "
+        f"empty memory; steps {warm + 1} to {steps} go on through observe. The gap takes the same steps once through "
+        "observe and once inside windows of the length that the model was trained on: 0 means that what was learnt in "
+        "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps.",
+        f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
+        "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. A "
+        "model that draws from the right distribution errs by twice its spread in the mean, and less in the best "
+        "of its dreams. SSIM (Wang et al. 2004) is computed by scikit-image against the real frame.",
+        "Rewards and ends: before every step of every held-out episode, eyes open, the model is asked what the step "
+        "will lead to. AUC is the Mann-Whitney statistic; the calibration error uses ten bins of equal mass.",
+        "Baselines: the first model's network with the weights that its training began with; and a Gaussian around the "
+        "last latent whose scale per dimension is fitted on training windows, with the mean reward and the share of "
+        "steps that end.",
+        "Speed: the dynamics alone, in float32, all models in turns, median of three rounds. Returns in the dream are "
+        "what the controller thinks it gets: higher is not better.",
+    ]

@@ -1,0 +1,115 @@
+"""The curves of a comparison as SVG that stands inside a page: its ink is the page's own, light or dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from wmrl.comparison.results import Comparison, Estimate, Findings
+
+INK = "#010203"
+"""Stands for the page's own colour of text."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#a0522d")
+"""Of the models. Source: Okabe and Ito 2008, told apart by colour-blind people; all readable on white and black."""
+GREY = "#8c8c8c"
+"""Of the baselines, which also have lines of their own kind."""
+LINES = ("--", ":")
+
+
+def draw(comparison: Comparison) -> dict[str, str]:
+    """The curves that there is something to show of: title -> SVG."""
+    about = comparison.about["held_out"]
+    models, warm = comparison.models, about["warmup"]
+    sheets = {
+        "Nats per dimension against the step of a window, eyes open": _lines(models, "nats", "step", mark=warm),
+        "Latent error of dreams against the horizon": _lines(models, "latent", "dreamt steps", log=True),
+        "Likeness (SSIM) of dreamt frames against the horizon": _lines(models, "ssim", "dreamt steps", limit=True),
+        "Squared error of the reward against the horizon": _lines(models, "reward", "dreamt steps", log=True),
+        "Ends: what happened against what was predicted": _reliability(models),
+    }
+    return {title: svg for title, svg in sheets.items() if svg}
+
+
+def styles(models: Sequence[Findings]) -> list[dict[str, Any]]:
+    """How each model's line is drawn."""
+    found, lines = [], 0
+    for i, model in enumerate(models):
+        if model.subject.store is None:
+            found.append({"color": GREY, "linestyle": LINES[lines % len(LINES)]})
+            lines += 1
+        else:
+            found.append({"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else "-."})
+    return found
+
+
+def _lines(
+    models: Sequence[Findings], name: str, below: str, *, log: bool = False, mark: int = 0, limit: bool = False
+) -> str:
+    there = [i for i, model in enumerate(models) if name in model.curves]
+    if not there:
+        return ""
+    sheet, plot = _sheet()
+    for i in there:
+        x, y = models[i].curves[name]
+        plot.plot(x, y, linewidth=1.6, marker="o" if len(x) < 10 else "", markersize=3.5, **styles(models)[i])
+    if log:
+        plot.set_yscale("log")
+    if limit and isinstance(top := models[0].numbers.get("ceiling"), Estimate):
+        plot.axhline(top.value, color=INK, linewidth=0.8, linestyle="-.")
+        plot.annotate(
+            "V's reconstructions", (1, top.value), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        )
+    if mark and plot.get_xlim()[1] > mark:
+        plot.axvline(mark, color=INK, linewidth=0.8, alpha=0.5)
+    plot.set_xlabel(below)
+    return _svg(sheet, name)
+
+
+def _reliability(models: Sequence[Findings]) -> str:
+    there = [i for i, model in enumerate(models) if model.reliability]
+    if not there:
+        return ""
+    sheet, plot = _sheet()
+    for i in there:
+        x, y, _ = zip(*models[i].reliability, strict=True)
+        plot.plot(x, y, marker="o", markersize=4, linewidth=1.2, **styles(models)[i])
+    ends = [edge for model in models for b in model.reliability for edge in (b.predicted, b.happened)]
+    least = min((edge for edge in ends if edge > 0), default=1e-4)
+    plot.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="-.")
+    for scale in (plot.set_xscale, plot.set_yscale):
+        scale("symlog", linthresh=max(least, 1e-5))
+    plot.set_xlim(0, 1)
+    plot.set_ylim(0, 1)
+    plot.set_xlabel("predicted chance of an end")
+    plot.set_ylabel("share of steps that ended")
+    return _svg(sheet, "reliability")
+
+
+def _sheet() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(5.6, 3.4), layout="constrained", facecolor="none")
+    plot = sheet.add_subplot(facecolor="none")
+    plot.tick_params(colors=INK, labelsize=9)
+    plot.xaxis.label.set_color(INK)
+    plot.yaxis.label.set_color(INK)
+    plot.grid(color=INK, alpha=0.15)
+    for side, spine in plot.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
+    return sheet, plot
+
+
+def _svg(sheet: Any, name: str) -> str:
+    """The figure as an element of an HTML page: no header, no namespaces, no links, text as text."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "font.family": "sans-serif"}
+    written = io.StringIO()
+    with rc_context(settings):
+        FigureCanvasSVG(sheet).print_svg(written, metadata={"Date": None})
+    text = written.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(r'\s+(xmlns(:\w+)?|version)="[^"]*"', "", text)
+    return text.replace(INK, "currentColor")
