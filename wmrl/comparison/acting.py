@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from wmrl import artifact, config, seeding
+from wmrl.comparison.measures import How
 from wmrl.comparison.subjects import Subject
 from wmrl.data.episodes import Episodes
 from wmrl.dream import Dream, Dreamer, first_codes
@@ -44,7 +45,7 @@ def protocols(scores: Mapping[str, Score]) -> str:
     return f"returns in the real environment are of different protocols, and do not compare: {names}"
 
 
-def dreamt(subject: Subject, episodes: Episodes, *, seed: int, device: str) -> np.ndarray | None:
+def dreamt(subject: Subject, episodes: Episodes, how: How) -> np.ndarray | None:
     """Returns (64,) of the stored controller in dreams, as its trainer would dream them; None if there is none.
 
     Raises:
@@ -54,11 +55,11 @@ def dreamt(subject: Subject, episodes: Episodes, *, seed: int, device: str) -> n
     store = subject.store
     if store is None or not store.exists("controller"):
         return None
-    world, controller, _ = store.agent(device)
-    how: dict[str, Any] = config.resolved(TRAINERS, store.pipe.trainer, "trainer")
+    world, controller, _ = store.agent(how.device)
+    trainer = config.resolved(TRAINERS, store.pipe.trainer, "trainer")
     names = {"temperature": "temperature", "ends": "ends", "dream_steps": "max_steps"}
-    settings = {mine: how[its] for its, mine in names.items() if its in how}
-    bank = first_codes(world, episodes, torch.device(device))
+    settings: dict[str, Any] = {mine: trainer[its] for its, mine in names.items() if its in trainer}
+    bank = first_codes(world, episodes, torch.device(how.device))
     dream = Dream(world, controller, bank, **settings)
-    seeds = [seeding.number(seed, "compare", "dreams", i) for i in range(DREAMS)]
-    return play(dream, Dreamer(Policy(controller), device), seeds).returns
+    seeds = [seeding.number(how.seed, "compare", "dreams", i) for i in range(DREAMS)]
+    return play(dream, Dreamer(Policy(controller), how.device), seeds).returns

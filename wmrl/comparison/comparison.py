@@ -42,32 +42,39 @@ class Options:
     device: str = "cpu"
 
 
-class _Progress:
-    """Tells how far the comparison is: parts of models done, and what is done now."""
+PARTS = ("likelihood", "dreams", "likeness", "reward and end", "controller")
 
-    def __init__(self, log: Log, total: int) -> None:
-        self.log, self.total, self.done, self.what = log, total, 0, ""
+
+class _Work:
+    """What the measurements share, and how far they are.
+
+    Args:
+        held: What every model is measured on.
+        options: How.
+        log: Shows progress.
+        models: How many there are.
+    """
+
+    def __init__(self, held: HeldOut, options: Options, log: Log, models: int) -> None:
+        self.held, self.options, self.log = held, options, log
+        self.pictures = pixels.comparable(held.episodes.observation)
+        self.shown = pixels.shown_windows(held) if self.pictures else []
+        self.how = How(options.seed, options.device, self.tick)
+        self.done, self.total, self.what = 0, (len(PARTS) + int(options.speed)) * models, ""
 
     def begin(self, what: str) -> None:
         """The next part."""
         self.what = what
         self.tick()
 
-    def end(self) -> None:
-        """A part is done."""
-        self.done += 1
+    def end(self, parts: int = 1) -> None:
+        """Parts are done."""
+        self.done += parts
         self.tick()
-
-    def how(self, options: Options) -> How:
-        """What measurements need."""
-        return How(options.seed, options.device, self.tick)
 
     def tick(self) -> None:
         """Time has passed."""
         self.log.progress(self.done, self.total, "parts", self.what)
-
-
-PARTS = ("likelihood", "dreams", "likeness", "reward and end", "controller")
 
 
 def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
@@ -94,94 +101,101 @@ def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
     held = heldout.hold_out(episodes, found, starts=options.starts, seed=options.seed)
     log.say(f"{len(held.numbers)} held-out episodes, {len(held.window)} windows of {held.steps} steps")
     twin = baselines.untrained(first, options.device)
-    if twin.hashes["dynamics"] not in {subject.hashes["dynamics"] for subject in found}:
-        found.append(twin)
-    found.append(baselines.last_latent(first, episodes, seed=options.seed, device=options.device))
-    progress = _Progress(log, (len(PARTS) + int(options.speed)) * len(found))
-    models = _measured(found, held, options, progress)
+    beside = [] if twin.hashes["dynamics"] in {subject.hashes["dynamics"] for subject in found} else [twin]
+    beside.append(baselines.last_latent(first, episodes, seed=options.seed, device=options.device))
+    for baseline in beside:
+        if baseline.name in {subject.name for subject in found}:
+            baseline.name += " (baseline)"
+    found += beside
+    work = _Work(held, options, log, len(found))
+    models = _measured(found, work)
     if options.speed:
-        progress.begin("speed")
-        for model, rates in zip(models, speed.measure(found, options.device, progress.tick), strict=True):
+        work.begin("speed")
+        for model, rates in zip(models, speed.measure(found, options.device, work.tick), strict=True):
             model.numbers.update(rates)
-        progress.done = progress.total
-        progress.tick()
+        work.end(len(found))
     notes += _notes(models)
-    rows = pixels.shown_windows(held) if pixels.comparable(episodes.observation) else []
     return Comparison(
         models,
         _about(first, held, options),
         notes,
         pixels.moments(held),
-        [pixels.real_strip(held, row) for row in rows],
-        [pixels.seen_strip(first.world, held, row) for row in rows],
+        [pixels.real_strip(held, row) for row in work.shown],
+        [pixels.seen_strip(first.world, held, row) for row in work.shown],
     )
 
 
-def _measured(found: Sequence[Subject], held: HeldOut, options: Options, progress: _Progress) -> list[Findings]:
+def _measured(found: Sequence[Subject], work: _Work) -> list[Findings]:
     """Everything but speed."""
     encoded: dict[str, Codes] = {}
     models = []
     for subject in found:
         key = subject.hashes.get("representation", found[0].hashes["representation"])
         if key not in encoded:
-            progress.begin("encoding held-out frames")
-            encoded = {key: held.encode(subject.world, options.device, progress.tick)}
+            work.begin("encoding held-out frames")
+            encoded = {key: work.held.encode(subject.world, work.options.device, work.tick)}
         model = Findings(subject, numbers={"parameters": float(subject.parameters)})
+        for name, measure in zip(PARTS, (_likelihood, _dreams, _likeness, _outcomes, _acting), strict=True):
+            work.begin(f"{subject.name}: {name}")
+            measure(model, encoded[key], work)
+            work.end()
         models.append(model)
-        works = (_likelihood, _dreams, _outcomes, _acting)
-        for name, work in zip(("likelihood", "dreams", "reward and end", "controller"), works, strict=True):
-            progress.begin(f"{subject.name}: {name}")
-            work(model, held, encoded[key], options, progress)
-            progress.end()
     return models
 
 
-def _likelihood(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
-    subject, warm = model.subject, held.warmup
+def _likelihood(model: Findings, codes: Codes, work: _Work) -> None:
+    subject, held = model.subject, work.held
     model.numbers["window"] = float(subject.length) if hasattr(subject.world.dynamics, "loss") else None
     model.numbers |= dict.fromkeys(("nats", "nats_late", "gap"))
     if not subject.shares:
         return
-    found = measures.likelihood(subject.world, held, codes, progress.how(options), subject.length)
+    found = measures.likelihood(subject.world, held, codes, work.how, subject.length)
     if found is None:
         return
-    parts = {"nats": slice(0, warm), "nats_late": slice(warm, None)}
+    parts = {"nats": slice(0, held.warmup), "nats_late": slice(held.warmup, None)}
     for name, part in parts.items():
         model.numbers[name] = estimate(held.by_episode(found.awake[:, part], found.mask[:, part]))
     model.numbers["gap"] = estimate(found.gap)
     model.curves["nats"] = _curve(found.awake, found.mask)
 
 
-def _dreams(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
-    subject, numbers = model.subject, model.numbers
-    found = measures.dreams(subject.world, held, codes, progress.how(options), options.samples)
-    progress.end()
-    reached = pixels.horizons(held)
+def _dreams(model: Findings, codes: Codes, work: _Work) -> None:
+    subject, numbers, held = model.subject, model.numbers, work.held
+    model.dreams = found = measures.dreams(subject.world, held, codes, work.how, work.options.samples)
     numbers["reward_dream"] = estimate(held.by_episode(found.reward.mean(1), found.mask))
-    model.curves["reward"] = _curve(found.reward.mean(1), found.mask)
-    for h in reached if subject.shares else ():
+    steps, wrong = _curve(found.reward.mean(1), found.mask)
+    model.curves["reward"] = (steps, list(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)))
+    for h in pixels.horizons(held) if subject.shares else ():
         errors, mask = found.latent[..., h - 1], found.mask[:, h - 1]
         numbers[f"latent_{h}"] = estimate(held.by_episode(errors.mean(1), mask))
         numbers[f"latent_{h}_best"] = estimate(held.by_episode(errors.min(1), mask))
     if subject.shares:
         model.curves["latent"] = _curve(found.latent.mean(1), found.mask)
-    if not pixels.comparable(held.episodes.observation):
+        drawn = measures.noise(subject.world, held, codes, work.how)
+        numbers["floor"] = estimate(held.by_episode(drawn, np.ones(len(drawn))))
+
+
+def _likeness(model: Findings, codes: Codes, work: _Work) -> None:
+    found, model.dreams = model.dreams, None  # many latents: they are not kept
+    if not work.pictures or found is None:
         return
-    progress.begin(f"{subject.name}: likeness")
-    alike = pixels.similarity(subject.world, held, found, progress.tick)
+    world, held, numbers = model.subject.world, work.held, model.numbers
+    reached = pixels.horizons(held)
+    alike = pixels.similarity(world, held, found, work.tick)
     for i, h in enumerate(reached):
         mask = found.mask[:, h - 1]
         numbers[f"ssim_{h}"] = estimate(held.by_episode(alike[..., i].mean(1), mask))
         numbers[f"ssim_{h}_best"] = estimate(held.by_episode(alike[..., i].max(1), mask))
-    masks = np.stack([found.mask[:, h - 1] for h in reached], 1)
-    model.curves["ssim"] = ([float(h) for h in reached], _curve(alike.mean(1), masks)[1])
-    limit = pixels.ceiling(subject.world, held)
+    at, mean = _curve(alike.mean(1), np.stack([found.mask[:, h - 1] for h in reached], 1))
+    model.curves["ssim"] = ([float(reached[int(i) - 1]) for i in at], mean)
+    limit = pixels.ceiling(world, held)
     numbers["ceiling"] = estimate(held.by_episode(limit, np.ones(len(limit))))
-    model.strips = [pixels.dream_strip(subject.world, held, found, row) for row in pixels.shown_windows(held)]
+    model.strips = [pixels.dream_strip(world, held, found, row) for row in work.shown]
 
 
-def _outcomes(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
-    found = measures.outcomes(model.subject.world, held, codes, progress.how(options))
+def _outcomes(model: Findings, codes: Codes, work: _Work) -> None:
+    held = work.held
+    found = measures.outcomes(model.subject.world, held, codes, work.how)
     numbers, count = model.numbers, len(held.numbers)
     numbers["reward"] = estimate(_per_episode(found.reward, found.episode, count))
     model.ends = int(found.ended.sum())
@@ -193,11 +207,11 @@ def _outcomes(model: Findings, held: HeldOut, codes: Codes, options: Options, pr
         numbers["brier"] = estimate(_per_episode((found.end - found.ended) ** 2, found.episode, count))
 
 
-def _acting(model: Findings, held: HeldOut, codes: Codes, options: Options, progress: _Progress) -> None:
+def _acting(model: Findings, codes: Codes, work: _Work) -> None:
     subject = model.subject
-    model.score = acting.real(subject, progress.log)
+    model.score = acting.real(subject, work.log)
     model.numbers["real"] = estimate(model.score.returns) if model.score is not None else None
-    returns = acting.dreamt(subject, held.episodes, seed=options.seed, device=options.device)
+    returns = acting.dreamt(subject, work.held.episodes, work.how)
     model.numbers["dreamt"] = estimate(returns) if returns is not None else None
 
 
@@ -218,9 +232,8 @@ def _curve(values: np.ndarray, mask: np.ndarray) -> tuple[list[float], list[floa
 def _notes(models: Sequence[Findings]) -> list[str]:
     others = [model.subject.name for model in models if not model.subject.shares]
     notes = [f"{name} has another representation than {models[0].subject.name}: {LATENT}" for name in others]
-    scores = [acting.real(subject) for subject in subjects_]
-    notes += [said for _, said in scores if said]
-    notes += [said for said in [acting.protocols([s.name for s in subjects_], [score for score, _ in scores])] if said]
+    if said := acting.protocols({model.subject.name: model.score for model in models if model.score is not None}):
+        notes.append(said)
     if not models[0].ends:
         notes.append(NO_END)
     elif models[0].ends < 30:

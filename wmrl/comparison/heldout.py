@@ -52,8 +52,9 @@ class HeldOut:
 
     @property
     def horizon(self) -> int:
-        """Steps that are dreamt."""
-        return min(HORIZONS[-1], self.steps - self.warmup)
+        """Steps that are dreamt: no more than some window has left."""
+        left = self.lengths[self.window] - self.first - self.warmup
+        return int(min(HORIZONS[-1], self.steps - self.warmup, left.max()))
 
     def encode(self, world: WorldModel, device: str, tick: Callable[[], None] = lambda: None) -> Codes:
         """The held-out episodes as this world's representation sees them; kept in memory only.
@@ -118,7 +119,7 @@ def hold_out(episodes: Episodes, subjects: Sequence[Subject], *, starts: int, se
         count = last.first + last.count
     splits = sorted({each for subject in subjects for each in subject.splits}, key=lambda s: (s.fraction, s.seed))
     numbers = held_out(episodes.seeds[:count], splits)
-    numbers = numbers[episodes.lengths[numbers] > 0]
+    numbers = numbers[episodes.lengths[numbers] > 1]  # a step with open eyes, and one to dream
     if len(numbers) < LEAST:
         ways = "; ".join(f"validation = {each.fraction:g} with seed {each.seed}" for each in splits)
         raise ContractError(

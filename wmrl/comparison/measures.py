@@ -190,6 +190,18 @@ def _dream(world: WorldModel, held: HeldOut, batch: Batch, samples: int, rng: to
     return Dreams(latent, reward, mask.cpu().numpy(), dreamt)
 
 
+@torch.inference_mode()
+def noise(world: WorldModel, held: HeldOut, codes: Codes, how: How) -> np.ndarray:
+    """Mean squared distance per dimension (K,) of V's own draws from its most likely latents, where dreams begin.
+
+    A dream that knew everything would err as much, for it is draws that models learn to predict.
+    """
+    rows = codes.start[:-1][held.window] + np.minimum(held.first + held.warmup, held.lengths[held.window])
+    code = torch.from_numpy(codes.columns["code"][rows]).to(how.device)
+    drawn = world.draw(code, sample=True, rng=how.rng("draws"))
+    return (drawn.float() - world.draw(code, sample=False).float()).flatten(1).square().mean(1).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """What a model says, with open eyes, that each step of the held-out episodes leads to; N steps in all.

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wmrl.comparison import plots, table
+from wmrl.comparison import plots, speed, table
 from wmrl.comparison.results import Comparison, Findings
 
 READING = (
@@ -100,7 +100,7 @@ def _strips(comparison: Comparison) -> str:
     parts = [
         "<h2>Real and dreamt frames</h2>",
         "<p>The first dream of each model from the same moment, with the actions that were taken; numbers are dreamt "
-        "steps. The windows are the first of two held-out episodes and were not chosen by hand.</p>",
+        "steps. Shown are the windows, of two episodes, in which the real frames change most.</p>",
     ]
     for k, real in enumerate(comparison.real):
         steps = "".join(f"<span>{'seen' if step == 0 else f'+{step}'}</span>" for step in comparison.moments)
@@ -130,14 +130,15 @@ def _method(about: dict[str, Any]) -> list[str]:
         "observe and once inside windows of the length that the model was trained on: 0 means that what was learnt in "
         "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps.",
         f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
-        "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. A "
-        "model that draws from the right distribution errs by twice its spread in the mean, and less in the best "
-        "of its dreams. SSIM (Wang et al. 2004) is computed by scikit-image against the real frame.",
+        "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. Models "
+        "learn to predict draws from V's code, so that none can err less than those draws do; and one that draws from "
+        "the right distribution errs by twice its spread in the mean, and less in the best of its dreams. SSIM (Wang et "
+        "al. 2004) is computed by scikit-image against the real frame, and V's reconstructions limit it.",
         "Rewards and ends: before every step of every held-out episode, eyes open, the model is asked what the step "
         "will lead to. AUC is the Mann-Whitney statistic; the calibration error uses ten bins of equal mass.",
         "Baselines: the first model's network with the weights that its training began with; and a Gaussian around the "
         "last latent whose scale per dimension is fitted on training windows, with the mean reward and the share of "
         "steps that end.",
-        "Speed: the dynamics alone, in float32, all models in turns, median of three rounds. Returns in the dream are "
-        "what the controller thinks it gets: higher is not better.",
+        f"Speed: the dynamics alone, in float32, all models in turns, the best of {speed.ROUNDS} rounds. "
+        "Returns in the dream are what the controller thinks it gets: higher is not better.",
     ]

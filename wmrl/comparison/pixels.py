@@ -1,7 +1,5 @@
 """Dreams as pictures: how like the real frames they are, and strips of both to look at."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -98,12 +96,16 @@ def moments(held: HeldOut) -> list[int]:
     return [0, *(step for step in SHOWN if step <= held.horizon)]
 
 
-def shown_windows(held: HeldOut) -> Sequence[int]:
-    """The windows of strips: the first that reach the last moment, of two episodes; not chosen by hand."""
+def shown_windows(held: HeldOut) -> list[int]:
+    """The windows of strips: those, of two episodes, whose real frames change most from first to last moment."""
     ends = held.first + held.warmup + moments(held)[-1] <= held.lengths[held.window]
     rows = np.flatnonzero(ends)
-    _, at = np.unique(held.window[rows], return_index=True)
-    return [int(row) for row in rows[at][:2]]
+    if not len(rows):
+        return []
+    change = np.abs(unit(held.frames(rows, moments(held)[-1])) - unit(held.frames(rows, 0))).mean((1, 2, 3))
+    rows = rows[np.argsort(-change, kind="stable")]
+    _, most = np.unique(held.window[rows], return_index=True)  # of each episode the first: the one that changes most
+    return [int(row) for row in rows[np.sort(most)][:2]]
 
 
 def decoded(world: WorldModel, latent: Tensor) -> np.ndarray:

@@ -9,8 +9,8 @@ from wmrl.comparison.results import Comparison, Estimate, Findings
 
 INK = "#010203"
 """Stands for the page's own colour of text."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#a0522d")
-"""Of the models. Source: Okabe and Ito 2008, told apart by colour-blind people; all readable on white and black."""
+COLOURS = ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#a0522d")
+"""Of the models. Source: after Okabe and Ito 2008, told apart by colour-blind people; readable on white and black."""
 GREY = "#8c8c8c"
 """Of the baselines, which also have lines of their own kind."""
 LINES = ("--", ":")
@@ -24,7 +24,7 @@ def draw(comparison: Comparison) -> dict[str, str]:
         "Nats per dimension against the step of a window, eyes open": _lines(models, "nats", "step", mark=warm),
         "Latent error of dreams against the horizon": _lines(models, "latent", "dreamt steps", log=True),
         "Likeness (SSIM) of dreamt frames against the horizon": _lines(models, "ssim", "dreamt steps", limit=True),
-        "Squared error of the reward against the horizon": _lines(models, "reward", "dreamt steps", log=True),
+        "Squared error of the reward, mean of all dreamt steps so far": _lines(models, "reward", "dreamt steps"),
         "Ends: what happened against what was predicted": _reliability(models),
     }
     return {title: svg for title, svg in sheets.items() if svg}
@@ -88,7 +88,7 @@ def _reliability(models: Sequence[Findings]) -> str:
 def _sheet() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    sheet = Figure(figsize=(5.6, 3.4), layout="constrained", facecolor="none")
+    sheet = Figure(figsize=(5.2, 3.0), layout="constrained", facecolor="none")
     plot = sheet.add_subplot(facecolor="none")
     plot.tick_params(colors=INK, labelsize=9)
     plot.xaxis.label.set_color(INK)
@@ -105,7 +105,7 @@ def _svg(sheet: Any, name: str) -> str:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     written = io.StringIO()
     with rc_context(settings):
         FigureCanvasSVG(sheet).print_svg(written, metadata={"Date": None})

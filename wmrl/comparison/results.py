@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from wmrl.comparison.endings import Bin
+from wmrl.comparison.measures import Dreams
 from wmrl.comparison.subjects import Subject
 from wmrl.evaluation import Score
 from wmrl.stats import interval
@@ -50,6 +51,7 @@ class Findings:
         strips: Pictures (height, width, 3) uint8, one for each window that is shown.
         ends: How many ends the held-out episodes hold.
         score: Of its controller in the real environment.
+        dreams: What it dreamt, until the frames have been compared.
     """
 
     subject: Subject
@@ -59,6 +61,7 @@ class Findings:
     strips: list[np.ndarray] = field(default_factory=list)
     ends: int = 0
     score: Score | None = None
+    dreams: Dreams | None = None
 
 
 @dataclass(frozen=True)

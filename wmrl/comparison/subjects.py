@@ -9,7 +9,7 @@ from typing import Any
 from wmrl import curves, pipeline
 from wmrl.artifact import Artifact
 from wmrl.data.episodes import Episodes
-from wmrl.errors import ConfigError, ContractError
+from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Fit, Pipeline
 from wmrl.store import Store
 from wmrl.world import WorldModel
@@ -135,6 +135,8 @@ def _fit(made: Artifact, pipe: Pipeline) -> Fit:
 
 
 def _subject(logdir: Path, device: str) -> Subject:
+    if not logdir.is_dir():
+        raise ArtifactError(f"there is no folder {logdir}; name logdirs in which wmrl train-dynamics has run")
     pipe = pipeline.load(logdir)
     store = Store(logdir, pipe)
     world, hashes = store.world(device)

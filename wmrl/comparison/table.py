@@ -58,8 +58,9 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
         f"Dreams with the actions taken, after {warm} steps with open eyes: {beside}",
         [
             *(Row(f"latent_{h}", f"latent error at +{h}", "squared", "lower", 3, f"latent_{h}_best") for h in reached),
+            Row("floor", "latent error of V's own draws: the dreams' limit", "squared"),
             *(Row(f"ssim_{h}", f"likeness of frames at +{h}", "SSIM", "higher", 3, f"ssim_{h}_best") for h in reached),
-            Row("ceiling", "likeness of V's reconstructions: the dreams' limit", "SSIM", "", 3),
+            Row("ceiling", "likeness of V's own reconstructions: the dreams' limit", "SSIM", "", 3),
         ],
     )
     yield (
@@ -104,12 +105,14 @@ def text(number: Number, digits: int) -> str:
     if number is None:
         return "-"
     value = number.value if isinstance(number, Estimate) else number
-    return f"{value:,.{digits}f}"
+    return _plain_text(value, digits)
 
 
 def span(number: Number, digits: int) -> str:
     """Its interval, "" if it has none."""
-    return f"{number.low:,.{digits}f} to {number.high:,.{digits}f}" if isinstance(number, Estimate) else ""
+    if not isinstance(number, Estimate):
+        return ""
+    return f"{_plain_text(number.low, digits)} to {_plain_text(number.high, digits)}"
 
 
 def winners(row: Row, models: Sequence[Findings]) -> set[int]:
@@ -175,6 +178,11 @@ def _cell(row: Row, model: Findings, *, bold: bool) -> Text:
     if row.interval and isinstance(number, Estimate):
         cell.append(f"\n{span(number, row.digits)}", "not bold dim")
     return cell
+
+
+def _plain_text(value: float, digits: int) -> str:
+    """A number with so many digits behind the point, and no minus before nothing."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def _plain(number: Number) -> Any:

@@ -1,0 +1,174 @@
+"""`wmrl compare` as a user calls it, on toy runs: whose numbers stand beside whose, and what is written."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl import artifact
+from wmrl.cli import main
+from wmrl.comparison import baselines
+from wmrl.comparison.subjects import labels
+from wmrl.config import build, resolved
+from wmrl.data.episodes import Episodes
+from wmrl.data.shards import Episode, complete, write_shard
+from wmrl.dynamics import DYNAMICS
+from wmrl.pipeline import parse
+from wmrl.representations import REPRESENTATIONS
+from wmrl.spec import Actions, Space
+from wmrl.store import Store
+
+FRAMES, ACTIONS = Space((3, 32, 32)), Actions(1, False)
+META = {
+    "env": {"id": "Toy-v0", "size": 32, "crop": False},
+    "policy": {"policy": "white"},
+    "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
+    "actions": {"size": 1, "discrete": False},
+}
+TABLE = {
+    "name": "toy",
+    "env": {"id": "Toy-v0", "size": 32},
+    "representation": {"kind": "vae", "latent": 2},
+    "dynamics": {"kind": "mdn-rnn", "hidden": 4, "mixtures": 2},
+    "validation": 0.4,
+    "fit": {"dynamics": {"steps": 10, "length": 8}},
+}
+FEW = ("--starts", "12", "--samples", "2", "--no-speed", "-q")
+
+
+def dataset(folder, first=0, count=16):
+    """Frames whose brightness the action sets; odd episodes end by themselves."""
+    made = []
+    for number in range(first, first + count):
+        rng = np.random.default_rng(number)
+        action = rng.uniform(-1, 1, (20 + number % 3, 1)).astype(np.float32)
+        obs = np.full((len(action), 3, 32, 32), 40, np.uint8)
+        obs[1:] = (130 + 90 * action[:-1]).astype(np.uint8)[..., None, None]
+        action[-1], end = 0, np.arange(len(action)) == len(action) - 2
+        made.append(Episode(obs, action, action[:, 0], end & bool(number % 2), end & (number % 2 == 0), seed=number))
+    write_shard(folder, 0, made, META)
+    complete(folder)
+    return folder
+
+
+def run(logdir, data, *, vae=0, seed=0, pipeline_seed=1):
+    """A logdir with parts of random weights that say they were trained."""
+    pipe = parse({**TABLE, "data": str(data), "seed": pipeline_seed})
+    store = Store(logdir, pipe)
+    logdir.mkdir()
+    store.remember()
+    given, parents = (FRAMES,), {"data": Episodes(data).hash}
+    for name, registry, table, number in (
+        ("vae", REPRESENTATIONS, pipe.representation, vae),
+        ("dynamics", DYNAMICS, pipe.dynamics, seed),
+    ):
+        where = "representation" if name == "vae" else name
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            module = build(registry, table, where, *given)
+        made = artifact.of(module, name, resolved(registry, table, where), given, parents=dict(parents))
+        store.save(name, dataclasses.replace(made, facts={"untrained": False, "fit": {"steps": 10, "seconds": 6}}))
+        given, parents[where] = (getattr(module, "latent", None), ACTIONS), made.hash
+    return logdir
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "BATCHES", 1)
+    monkeypatch.setattr(baselines, "ROWS", 8)
+    data = dataset(tmp_path / "data")
+    return run(tmp_path / "one", data, seed=1), run(tmp_path / "two", data, seed=2)
+
+
+def compared(capsys, out, *words):
+    """The JSON that `wmrl compare` prints, and the page."""
+    assert compare_exits(*words, "--out", out, "--json") == 0
+    return json.loads(capsys.readouterr().out), out.read_text()
+
+
+def compare_exits(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *map(str, words), *FEW])
+    return stopped.value.code
+
+
+def test_models_stand_beside_both_baselines(two, tmp_path, capsys):
+    found, _ = compared(capsys, tmp_path / "page.html", *two)
+    assert [model["name"] for model in found["models"]] == ["one", "two", "untrained", "last latent"]
+    one, other, untrained, last = (model["numbers"] for model in found["models"])
+    assert one["nats"]["low"] <= one["nats"]["value"] <= one["nats"]["high"]
+    assert one["nats"]["value"] != other["nats"]["value"] != untrained["nats"]["value"]
+    assert abs(one["gap"]["value"]) < 0.02 and last["gap"] is None and last["window"] is None
+    for numbers in (one, other, untrained, last):
+        assert {"latent_5", "ssim_5", "reward", "auc", "ece"} <= {k for k, v in numbers.items() if v is not None}
+        assert numbers["ssim_1_best"]["value"] >= numbers["ssim_1"]["value"]
+        assert numbers["latent_5_best"]["value"] <= numbers["latent_5"]["value"]
+    assert last["auc"] == 0.5 and one["real"] is None and one["dreamt"] is None
+    held = Episodes(tmp_path / "data").split(0.4, 1)[1]
+    assert found["held_out"]["episodes"] == held.tolist()
+    assert found["held_out"]["warmup"] == 10 and found["held_out"]["horizons"][:3] == [1, 2, 5]
+
+
+def test_the_same_seed_gives_the_same_numbers(two, tmp_path, capsys):
+    first, page = compared(capsys, tmp_path / "page.html", *two)
+    again, same = compared(capsys, tmp_path / "page.html", *two)
+    assert first == again and page == same
+    assert compared(capsys, tmp_path / "page.html", *two, "--seed", "1")[0]["models"] != first["models"]
+
+
+def test_logdirs_are_left_as_they_are(two, tmp_path, capsys):
+    def state():
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (*two, tmp_path / "data") for p in d.rglob("*.*")}
+
+    before = state()
+    compared(capsys, tmp_path / "page.html", *two)
+    assert state() == before
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(two, tmp_path, capsys):
+    _, page = compared(capsys, tmp_path / "page.html", *two, "--name", "<b>&", "--name", '"two"')
+    assert "<b>" not in page and "&lt;b&gt;&amp;" in page
+    assert not re.search(r"https?:|<script|<link|url\((?!#)|@import", page)
+    assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'src="([^"]*)"', page))
+    assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', page))
+    assert page.count("<figure>") == 5 and page.count("<img") == 2 * (2 + 4)
+
+
+def test_models_of_other_datasets_are_refused_unless_asked_for(two, tmp_path, capsys):
+    other = run(tmp_path / "other", dataset(tmp_path / "more", first=100), seed=3)
+    assert compare_exits(two[0], other) == 5
+    assert "--anyway compares them all the same" in capsys.readouterr().err
+    found, page = compared(capsys, tmp_path / "page.html", two[0], other, "--anyway")
+    assert "other was trained on dataset" in found["notes"][0] and "other was trained on dataset" in page
+
+
+def test_latents_of_another_representation_are_not_compared(two, tmp_path, capsys):
+    other = run(tmp_path / "other", tmp_path / "data", vae=5, seed=3)
+    found, _ = compared(capsys, tmp_path / "page.html", two[0], other)
+    numbers = found["models"][1]["numbers"]
+    assert numbers["nats"] is None and "latent_1" not in numbers and numbers["ssim_1"] is not None
+    assert any("other has another representation than one" in note for note in found["notes"])
+
+
+def test_episodes_must_be_held_out_of_all_models(two, tmp_path, capsys):
+    other = run(tmp_path / "other", tmp_path / "data", seed=3, pipeline_seed=2)
+    one, theirs = (set(Episodes(tmp_path / "data").split(0.4, seed)[1]) for seed in (1, 2))
+    assert len(one & theirs) < 4
+    assert compare_exits(two[0], other) == 5
+    assert f"only {len(one & theirs)} of 16 episodes were kept from all models" in capsys.readouterr().err
+
+
+def test_wrong_calls_are_told(two, tmp_path, capsys):
+    assert compare_exits(tmp_path / "nowhere") == 3
+    assert compare_exits(two[0], two[0]) == 2
+    assert compare_exits(*two, "--name", "one") == 2
+
+
+def test_a_run_is_called_what_tells_it_apart(tmp_path):
+    runs = tmp_path / "runs"
+    assert labels([runs / "a" / "seed-1", runs / "b" / "seed-1"], ["mdn-rnn", "trade"]) == ["mdn-rnn", "trade"]
+    assert labels([runs / "a" / "seed-1", runs / "b" / "seed-1"], ["trade", "trade"]) == ["a", "b"]
+    assert labels([runs / "a" / "seed-1", runs / "a" / "seed-2"], ["trade", "trade"]) == ["seed-1", "seed-2"]
