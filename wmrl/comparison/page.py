@@ -131,9 +131,9 @@ def _method(about: dict[str, Any]) -> list[str]:
         "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps.",
         f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
         "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. Models "
-        "learn to predict draws from V's code, so that none can err less than those draws do; and one that draws from "
-        "the right distribution errs by twice its spread in the mean, and less in the best of its dreams. SSIM (Wang et "
-        "al. 2004) is computed by scikit-image against the real frame, and V's reconstructions limit it.",
+        "learn to predict draws from V's code, and one that predicts them rightly errs no less than they do; in the "
+        "mean by twice the spread of its distribution, less in the best of its dreams. SSIM (Wang et al. 2004) is "
+        "computed by scikit-image against the real frame, and V's reconstructions limit it.",
         "Rewards and ends: before every step of every held-out episode, eyes open, the model is asked what the step "
         "will lead to. AUC is the Mann-Whitney statistic; the calibration error uses ten bins of equal mass.",
         "Baselines: the first model's network with the weights that its training began with; and a Gaussian around the "
