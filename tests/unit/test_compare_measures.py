@@ -18,7 +18,7 @@ from wmrl.spec import Space, Step
 from wmrl.stages.train_dynamics import spread
 from wmrl.world import WorldModel
 
-SIGMA = 0.25
+SIGMA = 0.5
 HOW = measures.How(seed=3, device="cpu", tick=lambda: None)
 
 
@@ -38,6 +38,7 @@ class Truth(nn.Module):
         return (latent,)
 
     def observe(self, state, action, latent, *, rng=None):
+        assert torch.allclose(latent, state[0] + action, atol=1e-4), "rows or steps were mixed up"
         return (latent,)
 
     def imagine(self, state, action, *, rng=None, temperature=1.0):
@@ -67,6 +68,7 @@ def walk(lengths, rng, *, follows=True):
     rows = int((np.asarray(lengths) + 1).sum())
     start = np.concatenate([[0], np.cumsum(np.asarray(lengths) + 1)])
     action = rng.uniform(-0.9, 0.9, (rows, 2)).astype(np.float32)
+    action[start[1:] - 1] = 0  # the last frame's
     action[start[1::2] - 2, 0] = 1  # every other episode is ended by its last action
     code = np.zeros((rows, 2), np.float32)
     for a, b in itertools.pairwise(start):

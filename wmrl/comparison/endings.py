@@ -39,7 +39,7 @@ def reliability(chance: np.ndarray, ended: np.ndarray, bins: int = 10) -> list[B
         ended: (N,) bool.
         bins: How many at most.
     """
-    edges = np.unique(np.quantile(chance, np.linspace(0, 1, bins + 1)[1:-1]))
+    edges = np.quantile(chance, np.linspace(0, 1, bins + 1)[1:-1])
     where = np.searchsorted(edges, chance, "left")
     chosen = [where == i for i in np.unique(where)]
     return [Bin(float(chance[c].mean()), float(ended[c].mean()), int(c.sum())) for c in chosen]
