@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import artifact
+from wmrl import artifact, evaluation
 from wmrl.cli import main
-from wmrl.comparison import baselines
-from wmrl.comparison.subjects import labels
+from wmrl.comparison import baselines, speed
+from wmrl.comparison.subjects import labels, load
 from wmrl.config import build, resolved
+from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
 from wmrl.data.shards import Episode, complete, write_shard
 from wmrl.dynamics import DYNAMICS
@@ -33,9 +34,11 @@ TABLE = {
     "env": {"id": "Toy-v0", "size": 32},
     "representation": {"kind": "vae", "latent": 2},
     "dynamics": {"kind": "mdn-rnn", "hidden": 4, "mixtures": 2},
+    "trainer": {"kind": "cma-es", "dream_steps": 5},
     "validation": 0.4,
     "fit": {"dynamics": {"steps": 10, "length": 8}},
 }
+LINEAR = resolved(CONTROLLERS, {"kind": "linear"}, "controller")
 FEW = ("--starts", "12", "--samples", "2", "--no-speed", "-q")
 
 
@@ -73,6 +76,20 @@ def run(logdir, data, *, vae=0, seed=0, pipeline_seed=1):
         store.save(name, dataclasses.replace(made, facts={"untrained": False, "fit": {"steps": 10, "seconds": 6}}))
         given, parents[where] = (getattr(module, "latent", None), ACTIONS), made.hash
     return logdir
+
+
+def act(logdir, returns, episodes=3):
+    """Give a logdir a controller, and a test of it."""
+    store = Store(logdir, parse({**TABLE, "data": "nowhere"}))
+    parents = {"representation": store.load("vae").hash, "dynamics": store.load("dynamics").hash}
+    given = (store.world()[0].feature_shape, ACTIONS)
+    made = artifact.of(build(CONTROLLERS, {"kind": "linear"}, "controller", *given), "controller", LINEAR, given)
+    store.save("controller", dataclasses.replace(made, parents=parents))
+    protocol = evaluation.protocol("Toy-v0", episodes=episodes)
+    tensors = {"toy/returns": np.array(returns), "toy/lengths": np.ones(3, int), "toy/terminated": np.ones(3, bool)}
+    facts = {"order": ["toy"], "scores": {"toy": {"protocol": dataclasses.asdict(protocol)}}}
+    test = artifact.Artifact("test", tensors=tensors, parents={**parents, "controller": made.hash}, facts=facts)
+    store.save("test", test)
 
 
 @pytest.fixture
@@ -151,6 +168,27 @@ def test_latents_of_another_representation_are_not_compared(two, tmp_path, capsy
     numbers = found["models"][1]["numbers"]
     assert numbers["nats"] is None and "latent_1" not in numbers and numbers["ssim_1"] is not None
     assert any("other has another representation than one" in note for note in found["notes"])
+
+
+def test_controllers_are_scored_where_they_were_tested_and_in_their_dreams(two, tmp_path, capsys):
+    act(two[0], [1.0, 2.0, 6.0])
+    act(two[1], [0.0, 1.0, 5.0], episodes=4)
+    found, _ = compared(capsys, tmp_path / "page.html", *two)
+    one, other, untrained, _ = (model["numbers"] for model in found["models"])
+    assert one["real"]["value"] == 3.0 and other["real"]["value"] == 2.0 and untrained["real"] is None
+    assert one["dreamt"]["low"] < one["dreamt"]["value"] != other["dreamt"]["value"]
+    assert any("different protocols" in note and "one toy-v0-3, two toy-v0-4" in note for note in found["notes"])
+
+
+def test_speed_is_measured_of_all_that_learn_and_changes_nothing(two, monkeypatch):
+    for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "TRAIN_ROWS": 4, "DREAM_ROWS": 8, "AWAKE_STEPS": 3}.items():
+        monkeypatch.setattr(speed, name, value)
+    found = load(two, (), "cpu")
+    before = [{k: t.clone() for k, t in subject.world.state_dict().items()} for subject in found]
+    rates = speed.measure(found, "cpu", lambda: None)
+    assert all(set(each) == {"train", "dream", "awake"} and min(each.values()) > 0 for each in rates)
+    for subject, weights in zip(found, before, strict=True):
+        assert all(t.equal(weights[k]) and not t.requires_grad for k, t in subject.world.state_dict().items())
 
 
 def test_episodes_must_be_held_out_of_all_models(two, tmp_path, capsys):

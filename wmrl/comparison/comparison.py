@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from wmrl.comparison import acting, baselines, endings, heldout, measures, pixels, speed, subjects
-from wmrl.comparison.heldout import HORIZONS, HeldOut
+from wmrl.comparison.heldout import HeldOut
 from wmrl.comparison.measures import How
 from wmrl.comparison.results import Comparison, Findings, estimate
 from wmrl.comparison.subjects import Subject
@@ -255,7 +255,8 @@ def _about(first: Subject, held: HeldOut, options: Options) -> dict:
             "windows": len(held.window),
             "steps": held.steps,
             "warmup": held.warmup,
-            "horizons": [h for h in HORIZONS if h <= held.horizon],
+            "horizon": held.horizon,
+            "horizons": pixels.horizons(held),
         },
         "settings": {"samples": options.samples, "seed": options.seed, "device": options.device},
     }

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from wmrl import stdout
-from wmrl.comparison.heldout import HORIZONS
 from wmrl.comparison.results import Comparison, Estimate, Findings, Number, best
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
@@ -44,7 +43,7 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
     """The lines of the table under their headings."""
     about = comparison.about["held_out"]
     warm, steps, samples = about["warmup"], about["steps"], comparison.about["settings"]["samples"]
-    reached = [h for h in HORIZONS if h <= steps - warm]
+    reached = about["horizons"]
     yield (
         "Next latent, one step ahead (eyes open)",
         [
@@ -58,7 +57,7 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
         f"Dreams with the actions taken, after {warm} steps with open eyes: {beside}",
         [
             *(Row(f"latent_{h}", f"latent error at +{h}", "squared", "lower", 3, f"latent_{h}_best") for h in reached),
-            Row("floor", "latent error of V's own draws: the dreams' limit", "squared"),
+            Row("floor", "latent error of draws from V's own code", "squared"),
             *(Row(f"ssim_{h}", f"likeness of frames at +{h}", "SSIM", "higher", 3, f"ssim_{h}_best") for h in reached),
             Row("ceiling", "likeness of V's own reconstructions: the dreams' limit", "SSIM", "", 3),
         ],
@@ -67,7 +66,7 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
         "Reward and end",
         [
             Row("reward", "reward, one step ahead", "squared error", "lower", 4),
-            Row("reward_dream", f"reward, {reached[-1] if reached else 0} dreamt steps", "squared error", "lower", 4),
+            Row("reward_dream", f"reward, {about['horizon']} dreamt steps", "squared error", "lower", 4),
             Row("auc", "end: ranked rightly", "AUC", "higher", 3),
             Row("brier", "end: Brier score", "squared error", "lower", 5),
             Row("ece", "end: calibration error", "probability", "lower", 5),
