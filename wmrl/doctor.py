@@ -238,6 +238,7 @@ REQUIRED = {
     "typer": "typer",
     "imageio-ffmpeg": "imageio_ffmpeg",
     "matplotlib": "matplotlib",
+    "scikit-image": "skimage",
 }
 """Distribution -> the module that shows whether it works."""
 

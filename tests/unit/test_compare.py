@@ -203,6 +203,7 @@ def test_wrong_calls_are_told(two, tmp_path, capsys):
     assert compare_exits(tmp_path / "nowhere") == 3
     assert compare_exits(two[0], two[0]) == 2
     assert compare_exits(*two, "--name", "one") == 2
+    assert compare_exits(*two, "--out", tmp_path) == 2
 
 
 def test_a_run_is_called_what_tells_it_apart(tmp_path):

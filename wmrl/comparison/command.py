@@ -8,6 +8,7 @@ from pathlib import Path
 from wmrl import files, interrupts, stdout
 from wmrl.comparison import page, table
 from wmrl.comparison.comparison import Options, compare
+from wmrl.errors import ConfigError
 from wmrl.log import SCHEMA_VERSION, Log
 
 NAME = "compare"
@@ -25,9 +26,12 @@ def run(
     """Compare, print the table (or one JSON object) on stdout, and write the page to `out`.
 
     Raises:
+        ConfigError: if `out` is a folder.
         UserError: as `compare`; and if the page cannot be written.
         Stopped: if a signal asked to stop; nothing is written.
     """
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file: {out / 'compare.html'}")
     interrupts.install()
     with (
         tempfile.TemporaryDirectory() as folder,  # logdirs are only read: what a log keeps goes where it is forgotten
