@@ -24,7 +24,7 @@ def compare(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Put dynamics models of one dataset side by side: a table, and a page with curves and dreamt frames."""
-    from wmrl import launch
+    from wmrl import run
     from wmrl.comparison import command
     from wmrl.comparison.comparison import Options
 
@@ -35,6 +35,6 @@ def compare(
         samples=samples,
         seed=seed,
         speed=not no_speed,
-        device=launch.device(device),
+        device=run.device(device),
     )
     command.run(logdirs, options, out, as_json=json, quiet=quiet, progress=False if no_progress else None)

@@ -18,7 +18,7 @@ from wmrl.spec import Actions, Batch, Space
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
 SHORT = {
-    "wmrl generate carracing-mdnrnn": "--rollouts 3 --max-steps 60",
+    "wmrl generate carracing-mdnrnn": "--rollouts 28 --max-steps 60",
     "wmrl train-vae carracing-mdnrnn": "--steps 2 --batch-size 2 --set fit.vae.validation_batches=1",
     "wmrl train-dynamics carracing-mdnrnn": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
     "wmrl train-controller carracing-mdnrnn": "--pop-size 4 --n-samples 1 --generations 1 "
@@ -35,6 +35,7 @@ SHORT = {
     "--set trainer.validation_episodes=1",
     "wmrl train-controller --logdir runs/dream": "--pop-size 4 --n-samples 1 --generations 1 "
     "--set trainer.dream_steps=5 --set trainer.validation_episodes=1",
+    "wmrl compare": "--starts 4 --samples 1 --no-speed",
     "wmrl generate --policy controller": "--rollouts 1",
     "wmrl iterate carracing-quick": "--set generate.rollouts=2 --set env.max_steps=40 --set fit.vae.steps=2 "
     "--set fit.vae.validation_batches=1 --set fit.dynamics.steps=2 --set fit.dynamics.batch=2 --set fit.vae.batch=2 "

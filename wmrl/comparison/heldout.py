@@ -22,7 +22,7 @@ WARMUP = 32
 """Steps with open eyes before a dream begins; fewer where episodes are short."""
 HORIZONS = (1, 2, 5, 10, 20, 50)
 """Dreamt steps after which a dream is held against what happened."""
-LEAST = 4
+LEAST = 2
 """Held-out episodes below which no interval means anything."""
 MOST = 64
 """Held-out episodes that are looked at; more would only take longer."""
