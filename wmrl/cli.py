@@ -124,9 +124,7 @@ def test_controller(
     max_steps: MaxSteps = None,
     target_return: Annotated[float | None, _option("Exit with code 4 if the mean return is below this.")] = None,
     baseline: Annotated[list[Path] | None, _option("Another logdir to show beside; repeatable.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="envpool: score on envpool's game too, beside gymnasium's.")
-    ] = "gymnasium",
+    backend: Annotated[str | None, _option("envpool: score on envpool's game too, beside gymnasium's.")] = None,
     capture_video: Annotated[bool, _option("Film the recorded episodes.", "--capture-video")] = False,
     noreload: Annotated[bool, _option("Play the episodes of this protocol again.", "--noreload")] = False,
 ) -> Call:

@@ -23,13 +23,18 @@ from typing import Any
 import numpy as np
 
 from wmrl.artifact import Artifact
+from wmrl.envs.names import frame_skip as tics_of_a_step
+from wmrl.envs.names import home
 from wmrl.errors import ConfigError
 from wmrl.seeding import number
 from wmrl.stats import Summary, summary
 
 TEST_BIT = 1 << 31
 SEED_RULE = "episode i: 2^31 + number('test', environment id, i)"
-SHORT = {"CarRacing-v3": "carracing"}  # names in use; others are made from the environment's id
+SHORT = {
+    "CarRacing-v3": "carracing",
+    "TakeCover-v1": "takecover",
+}  # names in use; others are made from the environment's id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Protocol:
         max_steps: Steps after which an episode is cut; None: the environment's own limit.
         seeds: The rule that gives episode i its seed.
         policy: Whether actions are the policy's best (`deterministic`) or drawn (`sampled`).
+        frame_skip: Tics of a step; None for games that do not count in tics.
     """
 
     id: str
@@ -53,17 +59,21 @@ class Protocol:
     max_steps: int | None = None
     seeds: str = SEED_RULE
     policy: str = "deterministic"
+    frame_skip: int | None = None
 
     @property
     def hash(self) -> str:
         """SHA-256 of the record, hex: equal for equal conditions."""
-        return _hash(asdict(self))
+        return _hash(self.record())
 
     @property
     def family(self) -> str:
         """SHA-256 of the record without its name and its number of episodes: the same game, more or fewer seeds."""
-        record = asdict(self)
-        return _hash({k: v for k, v in record.items() if k not in ("id", "episodes")})
+        return _hash({k: v for k, v in self.record().items() if k not in ("id", "episodes")})
+
+    def record(self) -> dict[str, Any]:
+        """The record; without the frame skip where there is none, as it was before there was any."""
+        return {k: v for k, v in asdict(self).items() if k != "frame_skip" or v is not None}
 
     def test_seeds(self) -> list[int]:
         """The seed of each episode; a protocol with fewer episodes uses the first ones."""
@@ -97,25 +107,43 @@ class Score:
         return {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread}
 
 
-def protocol(env_id: str, *, episodes: int = 100, max_steps: int | None = None, backend: str = "gymnasium") -> Protocol:
+    def tics(self) -> Summary | None:
+        """How long the episodes lasted in tics, where the game counts in them; a last step counts whole."""
+        skip = self.protocol.frame_skip
+        return summary(self.lengths * float(skip)) if skip else None
+
+
+def protocol(
+    env_id: str,
+    *,
+    episodes: int = 100,
+    max_steps: int | None = None,
+    backend: str | None = None,
+    frame_skip: int | None = None,
+) -> Protocol:
     """The protocol for an environment: `carracing-100` for CarRacing-v3 with the defaults.
 
     Args:
         env_id: Environment id.
         episodes: How many of the test seeds to play, from the first on.
         max_steps: A cap below the environment's own, or None.
-        backend: `gymnasium` or `envpool`.
+        backend: `gymnasium` or `envpool`; None: whose game it is, gymnasium's if it has it.
+        frame_skip: Tics of a step, or None for the game's default.
 
     Raises:
-        ConfigError: if there is nothing to play.
+        ConfigError: if there is nothing to play, or the game has no frame skip to choose.
     """
     if episodes < 1 or (max_steps is not None and max_steps < 1):
         raise ConfigError(f"a test needs at least one episode of one step, not {episodes} of {max_steps}")
     name = SHORT.get(env_id) or re.sub(r"[^a-z0-9.]+", "-", env_id.lower()).strip("-")
     parts = [name, str(episodes)]
     parts += [f"max{max_steps}"] if max_steps is not None else []
-    parts += [backend] if backend != "gymnasium" else []
-    return Protocol(id="-".join(parts), env_id=env_id, backend=backend, episodes=episodes, max_steps=max_steps)
+    skip, own = tics_of_a_step(env_id, frame_skip), tics_of_a_step(env_id, None)
+    parts += [f"skip{skip}"] if skip != own else []
+    backend = backend or home(env_id)
+    parts += [backend] if backend != home(env_id) else []
+    how = {"backend": backend, "episodes": episodes, "max_steps": max_steps, "frame_skip": skip}
+    return Protocol(id="-".join(parts), env_id=env_id, **how)  # type: ignore[arg-type]
 
 
 def named(name: str) -> Protocol:
@@ -125,11 +153,11 @@ def named(name: str) -> Protocol:
         ConfigError: if there is none of that name.
     """
     known = {short: env_id for env_id, short in SHORT.items()}
-    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-(envpool))?", name)
+    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-skip(\d+))?(?:-(envpool))?", name)
     if found is None or found[1] not in known:
         raise ConfigError(f"there is no protocol {name!r}; a name is like {sorted(known)[0]}-100")
-    cap = int(found[3]) if found[3] else None
-    return protocol(known[found[1]], episodes=int(found[2]), max_steps=cap, backend=found[4] or "gymnasium")
+    cap, skip = (int(digits) if digits else None for digits in (found[3], found[4]))
+    return protocol(known[found[1]], episodes=int(found[2]), max_steps=cap, frame_skip=skip, backend=found[5])
 
 
 def random_score(of: Protocol) -> Score | None:
@@ -146,7 +174,7 @@ def random_score(of: Protocol) -> Score | None:
 def baseline_text(score: Score, command: str) -> str:
     """The JSON text that `random_score` reads, with the command that measured it."""
     record = {
-        "protocol": asdict(score.protocol),
+        "protocol": score.protocol.record(),
         "family": score.protocol.family,
         "policy": "white",
         "command": command,

@@ -28,6 +28,8 @@ class Env:
         backend: What steps the environments: "envpool" (C++ threads), "gymnasium" (processes), "auto" the fastest
             that has the id.
         max_steps: Steps after which an episode is truncated; the environment's own limit if left out.
+        frame_skip: Tics of the game in a step, of which the last is seen; the game's default if left out. Only
+            TakeCover-v1 has a choice: 4, for 525 steps at most, or 1, for 2,100. Source: Ha & Schmidhuber 2018, 1.
     """
 
     id: str = "CarRacing-v3"
@@ -35,6 +37,7 @@ class Env:
     crop: bool = False
     backend: Literal["auto", "envpool", "gymnasium"] = "auto"
     max_steps: int | None = None
+    frame_skip: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +238,7 @@ def _check(pipe: Pipeline) -> None:
         **{f"fit.{f}.{k}": getattr(getattr(pipe.fit, f), k) for f in ("vae", "dynamics") for k in POSITIVE},
     }
     optional = {"env.max_steps": pipe.env.max_steps, "test.max_steps": pipe.test.max_steps}
+    optional["env.frame_skip"] = pipe.env.frame_skip
     not_negative = {
         "seed": pipe.seed,
         "generate.noise": pipe.generate.noise,
@@ -261,5 +265,5 @@ def _check(pipe: Pipeline) -> None:
 
 
 POSITIVE = ("steps", "batch", "length", "learning_rate", "epsilon", "validate_every", "validation_batches", "log_every")
-MOST = {"env.size": 4096, "env.max_steps": 10**9, "test.max_steps": 10**9}
+MOST = {"env.size": 4096, "env.max_steps": 10**9, "env.frame_skip": 35, "test.max_steps": 10**9}
 NOT_NEGATIVE = ("beta2", "warmup", "clip", "plateau", "patience")

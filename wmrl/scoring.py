@@ -108,7 +108,12 @@ def complete(
     protocol = tally.protocol
     seeds = game_seeds(protocol)
     table = Env(
-        id=protocol.env_id, size=env.size, crop=env.crop, backend=_backend(protocol), max_steps=protocol.max_steps
+        id=protocol.env_id,
+        size=env.size,
+        crop=env.crop,
+        backend=_backend(protocol),
+        max_steps=protocol.max_steps,
+        frame_skip=protocol.frame_skip,
     )
     few = tally.environments <= FEW
     with one_thread(few), make(table, tally.environments, threads=min(threads, tally.environments)) as games:

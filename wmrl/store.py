@@ -162,7 +162,7 @@ class Store:
 
         episodes = Episodes(self.data)
         wanted, there = config.plain(self.pipe.env), episodes.env
-        for key in ("id", "size", "crop"):
+        for key in ("id", "size", "crop", "frame_skip"):
             if key in there and there[key] != wanted[key]:
                 raise ContractError(
                     f"{self.data} holds env.{key} = {there[key]!r}, the pipeline asks for {wanted[key]!r}; "

@@ -77,6 +77,31 @@ def test_other_environments_have_derived_protocols(env_id, name):
     assert protocol(env_id, episodes=10).id == name
 
 
+def test_a_game_that_envpool_alone_has_is_scored_there_and_its_frame_skip_is_part_of_the_protocol():
+    doom = named("takecover-100")
+    assert (doom.env_id, doom.backend, doom.frame_skip, doom.max_steps) == ("TakeCover-v1", "envpool", 4, None)
+    assert doom == protocol("TakeCover-v1") == protocol("TakeCover-v1", frame_skip=4, backend="envpool")
+    slow = protocol("TakeCover-v1", frame_skip=1)
+    assert slow.id == "takecover-100-skip1" and named(slow.id) == slow and slow.test_seeds() == doom.test_seeds()
+    assert slow.hash != doom.hash and slow.family != doom.family
+    with pytest.raises(ConfigError, match="env.frame_skip: CarRacing-v3"):
+        protocol("CarRacing-v3", frame_skip=2)
+
+
+def test_survival_is_told_in_tics_where_a_game_counts_in_them():
+    lengths = np.array([10, 20])
+    score = Score(protocol("TakeCover-v1", episodes=2), lengths * 1.0, lengths, np.ones(2, bool))
+    assert (score.summary().mean, score.tics().mean) == (15.0, 60.0)
+    assert Score(protocol("CarRacing-v3", episodes=2), lengths * 1.0, lengths, np.ones(2, bool)).tics() is None
+
+
+def test_the_package_knows_what_the_random_policy_scores():
+    for name in ("carracing-100", "takecover-100"):
+        score = random_score(named(name))
+        assert len(score.returns) == 100
+    assert np.array_equal(score.returns, score.lengths) and score.terminated.all()
+
+
 def test_environments_do_not_share_seeds_by_accident():
     assert protocol("A-v0").test_seeds() != protocol("B-v0").test_seeds()
 

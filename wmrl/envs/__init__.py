@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register, registry
 
-from wmrl.envs.names import canonical, fast
+from wmrl.envs.names import canonical, fast, home
 from wmrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def backend(env: "Env") -> Callable[..., "VectorEnv"]:
     """
     name: str = env.backend
     if name == "auto":
-        name = "envpool" if fast(canonical(env.id)[0]) and _importable("envpool") else "gymnasium"
+        env_id = canonical(env.id)[0]
+        name = "envpool" if fast(env_id) and _importable("envpool") else home(env_id)
     address = BACKENDS.get(name) or _plugins().get(name)
     if address is None:
         raise ConfigError(f"env.backend: {name!r} is not known; known: auto, {', '.join(BACKENDS)}")

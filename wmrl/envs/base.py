@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from wmrl.envs.actions import ActionMap
-from wmrl.envs.names import STATUS_BAR, canonical
+from wmrl.envs.names import STATUS_BAR, canonical, frame_skip
 from wmrl.envs.pixels import resize
 from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Env
@@ -98,7 +98,9 @@ class PixelEnv(ABC):
         self.actions = action_map.actions
         self.native_action, self.from_native = action_map.native_action, action_map.from_native
         env_id, note = canonical(env.id)
+        skip = frame_skip(env_id, env.frame_skip)
         self.info = {"id": env_id, "max_steps": self.max_steps, "size": env.size, "crop": env.crop, **info}
+        self.info |= {"frame_skip": skip} if skip else {}
         self.info["notes"] = [note] if note else []
         self._size, self._crop = env.size, status_bar(env, native[0])
         self._map = action_map

@@ -3,7 +3,7 @@
 envpool numbers its truncation and termination as one: an episode that ends at its limit counts as truncated even if the
 game ended in that step. So the pool's own limit lies one step beyond ours, and the base class counts. Its autoreset is
 never reached, because an ended slot is never stepped; `reset(seed=...)` has no effect there, so each wave is a new pool
-(9 ms and 3.3 MB for each CarRacing environment).
+(9 ms and 3.3 MB for each CarRacing environment; 70 ms of two cores and 9 MB for each Doom, a process of its own).
 """
 
 import difflib
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from wmrl.envs import doom
 from wmrl.envs.actions import ActionMap
 from wmrl.envs.base import Outcome, PixelEnv
-from wmrl.envs.names import canonical, versions
+from wmrl.envs.names import CLOCKS, canonical, frame_skip, home, versions
 from wmrl.envs.pixels import image_size, layout, rgb
 from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Env
@@ -44,7 +45,10 @@ class PoolEnv(PixelEnv):
 
     def __init__(self, env: Env, n: int, *, threads: int):
         self._id, self._threads = canonical(env.id)[0], threads
-        limit, space, actions = _spaces(self._id)
+        self._clock = CLOCKS.get(self._id)
+        skip = frame_skip(self._id, env.frame_skip)
+        self._options = doom.options(env.size, skip) if skip else {}
+        limit, space, actions = _spaces(self._id, self._options)
         order = layout(space.shape, space.dtype) if getattr(space, "shape", None) else None
         if order is None:
             raise ConfigError(
@@ -57,8 +61,8 @@ class PoolEnv(PixelEnv):
             n,
             action_map=ActionMap(actions, self._id),
             native=native,
-            limit=limit,
-            fps=FPS.get(self._id, 30.0),
+            limit=self._clock.limit // skip if self._clock and skip else limit,
+            fps=self._clock.rate / skip if self._clock and skip else FPS.get(self._id, 30.0),
             info={
                 "backend": "envpool",
                 "pixels": "observation",
@@ -66,14 +70,16 @@ class PoolEnv(PixelEnv):
             },
         )
         self._pools: list[Pool] = []
+        self._den = doom.Den(doom.program()) if self._clock else None
         self._last = np.zeros((n, *native, 3), np.uint8)
 
     def _begin(self, seeds: list[int]) -> np.ndarray:
-        self._shut()  # the old wave's memory goes before the new one's comes
+        self._drop()  # the old wave's memory goes before the new one's comes
+        options = {**self._options, "vzd_path": str(self._den.launcher)} if self._den else self._options
         count = 2 if self._threads > 1 and len(seeds) >= CROWD * self._threads else 1
         frames = self._last[: len(seeds)]
         for part in range(count):
-            pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1)
+            pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1, options)
             self._pools.append(pool)
             frames[part::count] = rgb(pool.first(), self._order)
         return self._resized(frames)
@@ -93,12 +99,19 @@ class PoolEnv(PixelEnv):
             self._last[ids[rows]] = frames
             out.obs[rows] = self._resized(frames)
             out.reward[rows], out.terminated[rows], out.truncated[rows] = rest
+            if self._clock:
+                out.reward[rows] = 1.0
         return out
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
         return self._last[ids]
 
     def _shut(self) -> None:
+        self._drop()
+        if self._den:
+            self._den.close()
+
+    def _drop(self) -> None:
         for pool in self._pools:
             pool.close()
         self._pools = []
@@ -112,9 +125,10 @@ class Pool:
         seeds: One for each environment.
         threads: C++ threads.
         limit: Steps after which it truncates.
+        options: Further arguments of `envpool.make`.
     """
 
-    def __init__(self, env_id: str, seeds: list[int], threads: int, limit: int):
+    def __init__(self, env_id: str, seeds: list[int], threads: int, limit: int, options: dict[str, Any]):
         import envpool
 
         self._id = env_id
@@ -126,6 +140,7 @@ class Pool:
                 seed=seeds,
                 num_threads=min(threads, len(seeds)),
                 max_episode_steps=limit,
+                **options,
             )
 
     def first(self) -> np.ndarray:
@@ -159,19 +174,20 @@ class Pool:
         self._pool.close()
 
 
-def _spaces(env_id: str) -> tuple[int, Any, Any]:
+def _spaces(env_id: str, options: dict[str, Any]) -> tuple[int, Any, Any]:
     """The limit of steps, the observation space, the action space."""
     try:
         import envpool
     except ImportError as error:
-        raise ConfigError(f"env.backend: envpool cannot be imported here ({error}); take 'gymnasium'") from error
+        other = f"{env_id} needs it" if home(env_id) == "envpool" else "take 'gymnasium'"
+        raise ConfigError(f"env.backend: envpool cannot be imported here ({error}); {other}") from error
     known = envpool.list_all_envs()
     if env_id not in known:
         close = difflib.get_close_matches(env_id, known, n=1)
         meant = f" (did you mean {close[0]!r}?)" if close else ""
         raise ConfigError(f"env.id: envpool has no {env_id!r}{meant}; env.backend = 'gymnasium' may have it")
     with _quiet():
-        spec = envpool.make_spec(env_id)
+        spec = envpool.make_spec(env_id, **options)
         return int(spec.config.max_episode_steps), spec.gymnasium_observation_space, spec.gymnasium_action_space
 
 

@@ -13,6 +13,7 @@ from wmrl import artifact
 from wmrl.artifact import Artifact
 from wmrl.data.policies import White
 from wmrl.envs import make
+from wmrl.envs.names import canonical, home
 from wmrl.errors import ConfigError
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
@@ -97,7 +98,8 @@ def _from_data(store: Store, i: int) -> Subject:
 
 def _fresh(pipe: Pipeline, store: Store, log: Log, run: Run, options: "RenderOptions") -> Subject:
     seed = seed_of(pipe, options)
-    table = dataclasses.replace(pipe.env, backend="gymnasium", max_steps=options.steps or pipe.env.max_steps)
+    whose: Any = home(canonical(pipe.env.id)[0])
+    table = dataclasses.replace(pipe.env, backend=whose, max_steps=options.steps or pipe.env.max_steps)
     with one_thread(True), make(table, 1, threads=1) as games:
         camera = _Camera(_actor(store, log, run, games), games, options.native)
         recorder = Recorder(1)

@@ -14,7 +14,7 @@ from rich.table import Table
 from wmrl import artifact
 from wmrl.artifact import Artifact
 from wmrl.curves import label
-from wmrl.envs.names import canonical
+from wmrl.envs.names import canonical, home
 from wmrl.errors import ArtifactError, ConfigError, ContractError, TargetMissed
 from wmrl.evaluation import Score, protocol, random_score, scores_in
 from wmrl.log import Log
@@ -40,7 +40,7 @@ class TestOptions:
         max_steps: Cap on the steps of an episode (`--max-steps`); None: the pipeline's, else the environment's own.
         target_return: Mean return below which the exit code is 4 (`--target-return`); None: no target.
         baselines: Other logdirs whose stored scores are shown beside (`--baseline`, repeatable).
-        backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`).
+        backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`); None: whose game it is only.
         capture_video: Also film the episodes that were recorded, into LOGDIR/videos (`--capture-video`).
     """
 
@@ -50,7 +50,7 @@ class TestOptions:
     max_steps: int | None = None
     target_return: float | None = None
     baselines: tuple[Path, ...] = ()
-    backend: str = "gymnasium"
+    backend: str | None = None
     capture_video: bool = False
 
 
@@ -65,8 +65,9 @@ class Row:
     def record(self) -> dict[str, Any]:
         """The line as JSON has it."""
         conditions = {"protocol": self.score.protocol.id, "protocol_hash": self.score.protocol.hash}
-        numbers = self.score.summary().record()
-        return {"name": self.name, **conditions, "comparable": self.comparable, **numbers}
+        numbers, tics = self.score.summary().record(), self.score.tics()
+        more = {"tics": tics.record()} if tics else {}
+        return {"name": self.name, **conditions, "comparable": self.comparable, **numbers, **more}
 
 
 def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions | None = None) -> None:
@@ -106,12 +107,14 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
     """The scores of the protocols asked for, the main one first; what is stored already is not played again."""
     world, controller, parents = store.agent(run.device)
     tallies, asked = _stored(store, parents, log), []
-    for backend in dict.fromkeys(["gymnasium", options.backend]):
+    env_id = canonical(pipe.env.id)[0]
+    for backend in dict.fromkeys([home(env_id), options.backend or home(env_id)]):
         wanted = protocol(
-            canonical(pipe.env.id)[0],
+            env_id,
             episodes=options.episodes or pipe.test.episodes,
             max_steps=options.max_steps or pipe.test.max_steps,
             backend=backend,
+            frame_skip=pipe.env.frame_skip,
         )
         asked.append(wanted.id)
         if run.noreload or wanted.id not in tallies:
@@ -179,7 +182,7 @@ def _save(store: Store, parents: dict[str, str], tallies: Sequence[Tally]) -> bo
         for i, episode in enumerate(tally.episodes):
             tensors |= episode.tensors(f"{name}/episodes/{i}")
         about[name] = {
-            "protocol": asdict(tally.protocol),
+            "protocol": tally.protocol.record(),
             "hash": tally.protocol.hash,
             "environments": tally.environments,
             "fps": tally.fps,
@@ -252,6 +255,17 @@ def _table(rows: Sequence[Row]) -> str:
         star = "" if row.comparable else " *"
         table.add_row(row.name, name + star, str(s.episodes), *numbers, f"{s.least:.1f}", f"{s.most:.1f}")
     lines = [table_text(table)]
+    lines += _survival(rows)
     if not all(row.comparable for row in rows):
         lines.append(f"* another protocol than {main.id} ({main.hash[:8]}): not comparable with it")
     return "\n".join(lines)
+
+
+def _survival(rows: Sequence[Row]) -> list[str]:
+    """How long the episodes of each row lasted in tics, for games that count in them."""
+    lines = []
+    for row in rows:
+        if tics := row.score.tics():
+            of = f"a step is {row.score.protocol.frame_skip} tics"
+            lines.append(f"{row.name} survives {tics.mean:,.0f} tics ({tics.low:,.0f} to {tics.high:,.0f}; {of})")
+    return lines

@@ -1,0 +1,105 @@
+"""The processes of ViZDoom's games, which envpool starts: where they run, and that none of them outlives us.
+
+envpool starts one process for each environment. Left alone, they write `_vizdoom.ini` into the working directory, stop
+at Ctrl-C before we do, and live on after a kill -9 of their parent. So envpool is given another program to start: a
+launcher, which goes into a temporary directory, ignores the signals that are for us, asks the kernel to be killed with
+its parent, and only then becomes the game.
+
+What a kill -9 leaves, the directory and the games' shared memory (2.6 MB each), the next start sweeps away.
+"""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PREFIX = "wmrl-doom-"
+SHARED = Path("/dev/shm")
+"""Where POSIX shared memory has names, on Linux."""
+
+SIDES = (64, 240)
+"""The least and the most rows that the game is asked for: it draws 320 x 240, envpool averages the areas of pixels."""
+
+
+def options(size: int, skip: int) -> dict[str, Any]:
+    """What `envpool.make` is told of a game: one button at a time, square frames, no stacks of them.
+
+    Args:
+        size: Side of the frames that are wanted, pixels.
+        skip: Tics of a step.
+    """
+    side = min(max(size, SIDES[0]), SIDES[1])
+    return {"use_combined_action": True, "stack_num": 1, "frame_skip": skip, "img_height": side, "img_width": side}
+
+
+def program() -> str:
+    """The game that envpool brings."""
+    import envpool
+
+    path: str = envpool.make_spec("TakeCover-v1").config.vzd_path
+    return path
+
+
+class Den:
+    """A temporary directory that games run in, and the launcher that starts them there; removed with `close`.
+
+    Its file lock says that its owner is alive.
+
+    Args:
+        game: The program to launch.
+    """
+
+    def __init__(self, game: str):
+        sweep()
+        self._lock = None
+        while self._lock is None:
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            self._lock = _hold(self.folder, wait=True)  # None: a sweep took it before we did
+        words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tethered.py"))]
+        words += [str(os.getpid()), str(self.folder), game]
+        self.launcher = self.folder / "launch"
+        self.launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        self.launcher.chmod(0o700)
+
+    def close(self) -> None:
+        """Remove the directory; the games have ended."""
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def sweep() -> None:
+    """Remove what processes left that were killed: their directories, and the shared memory of their games."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        held = _hold(folder, wait=False)
+        if held is None:
+            continue
+        for number in (note.name.removeprefix("game-") for note in folder.glob("game-*")):
+            for name in ("MQCtr", "MQDoom", "SM"):
+                (SHARED / f"ViZDoom{name}{number}").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(folder: Path, *, wait: bool) -> int | None:
+    """Lock a directory of our own; None if it is another's, or held by a process that lives, or gone."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        if os.fstat(handle).st_uid == os.getuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if folder.exists():
+                return handle
+    os.close(handle)
+    return None
