@@ -35,6 +35,9 @@ class Game:
     def __enter__(self):
         return self
 
+    def close(self):
+        pass
+
     def __exit__(self, *error):
         return None
 

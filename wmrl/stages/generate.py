@@ -79,6 +79,8 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun, first)
         lanes = _lanes(pipe, job, env, run, stack)
         _announce(pipe, job, env, log, run)
+        if all(env is not lane for lane, _ in lanes):
+            env.close()  # it was only tried: Doom's environments are processes, not to be kept for nothing
         job.work(lanes, meta, log)
 
 
