@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wmrl import artifact, interrupts, scoring
+from wmrl.envs.names import CLOCKS, Clock
 from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped, TargetMissed
 from wmrl.evaluation import baseline_text, protocol, scores_in
 from wmrl.log import Log
@@ -145,6 +146,17 @@ def test_both_games_stand_in_one_file_and_the_table_says_they_differ(tmp_path, c
     out = capsys.readouterr().out
     assert "toy-v0-5-envpool *" in out
     assert "not comparable" in out
+
+
+def test_a_game_of_envpools_own_is_scored_there_alone_and_in_tics(tmp_path, capsys, monkeypatch, parts):
+    monkeypatch.setitem(CLOCKS, "Toy-v0", Clock(rate=35.0, limit=2100, skip=4))
+    made = run_test(parts(tmp_path / "run"), as_json=True)
+    (score,) = scores_in(made).values()
+    assert (score.protocol.id, score.protocol.backend, score.protocol.frame_skip) == ("toy-v0-5", "envpool", 4)
+    row = json.loads(capsys.readouterr().out)["scores"][0]
+    assert row["tics"]["mean"] == pytest.approx(4 * score.lengths.mean())
+    run_test(parts(tmp_path / "run"))
+    assert f"survives {4 * score.lengths.mean():,.0f} tics" in capsys.readouterr().out
 
 
 def test_scores_under_other_protocols_stay_in_the_file(tmp_path, parts):
