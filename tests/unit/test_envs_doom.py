@@ -13,7 +13,7 @@ import pytest
 
 from wmrl.envs import doom, make
 from wmrl.envs.names import canonical
-from wmrl.errors import ConfigError
+from wmrl.errors import ConfigError, UserError
 from wmrl.pipeline import Env, parse
 
 pytest.importorskip("envpool")
@@ -116,6 +116,13 @@ def test_games_without_a_frame_skip_refuse_one(backend):
         make(Env(id="CarRacing-v3", frame_skip=2, backend=backend), 1, threads=1)
     with pytest.raises(ConfigError, match=r"env.frame_skip: must be greater than 0"):
         parse({"env": {"id": "TakeCover-v1", "frame_skip": 0}})
+
+
+def test_a_temporary_directory_where_nothing_can_be_started_is_named(den, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=rf"in {den}; .*TMPDIR"):
+        make(DOOM, 1, threads=1)
+    assert not list(den.iterdir())
 
 
 def test_the_papers_name_is_understood():

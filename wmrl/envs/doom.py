@@ -5,7 +5,8 @@ at Ctrl-C before we do, and live on after a kill -9 of their parent. So envpool 
 launcher, which goes into a temporary directory, ignores the signals that are for us, asks the kernel to be killed with
 its parent, and only then becomes the game.
 
-What a kill -9 leaves, the directory and the games' shared memory (2.6 MB each), the next start sweeps away.
+What a kill -9 leaves, the directory and the games' shared memory (2.6 MB each), the next start sweeps away. A game
+that crashes ends us with SIGABRT: envpool's threads throw where nobody can catch; the same command continues.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from wmrl.errors import UserError
 
 PREFIX = "wmrl-doom-"
 SHARED = Path("/dev/shm")
@@ -52,6 +55,9 @@ class Den:
 
     Args:
         game: The program to launch.
+
+    Raises:
+        UserError: if no program can be started in temporary directories.
     """
 
     def __init__(self, game: str):
@@ -65,6 +71,8 @@ class Den:
         self.launcher = self.folder / "launch"
         self.launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         self.launcher.chmod(0o700)
+        if not os.access(self.launcher, os.X_OK):  # mounted with noexec; envpool would abort
+            raise UserError(f"no program can be started in {tempfile.gettempdir()}; name another folder with TMPDIR")
 
     def close(self) -> None:
         """Remove the directory; the games have ended."""
