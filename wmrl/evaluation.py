@@ -106,7 +106,6 @@ class Score:
         spread = {"eval/return_std": found.std, "eval/ci_low": found.low, "eval/ci_high": found.high}
         return {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread}
 
-
     def tics(self) -> Summary | None:
         """How long the episodes lasted in tics, where the game counts in them; a last step counts whole."""
         skip = self.protocol.frame_skip
