@@ -180,3 +180,22 @@ def test_games_die_with_a_killed_parent_and_the_next_start_sweeps(den):
     with make(DOOM, 1, threads=1):
         assert len(list(den.iterdir())) == 1 and not any(p.exists() for p in memory)
     assert not list(den.iterdir()) and not list(Path.cwd().iterdir())
+
+
+MULTIPLY = """
+import numpy as np
+import scipy.linalg
+from wmrl.envs import make
+from wmrl.pipeline import Env
+a = np.ones((600, 600))
+with make(Env(id="TakeCover-v1"), 4, threads=2) as env:
+    for _ in range(2):
+        a @ a, scipy.linalg.blas.dgemm(1.0, a, a)
+        env.reset([1, 2, 3, 4])
+"""
+
+
+def test_games_start_while_openblas_has_threads():
+    """Without a fork before theirs they waited for ever, at the first start."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-W", "error", "-c", MULTIPLY], env=env, check=True, timeout=30)

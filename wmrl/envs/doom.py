@@ -16,6 +16,9 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,26 @@ def program() -> str:
 
     path: str = envpool.make_spec("TakeCover-v1").config.vzd_path
     return path
+
+
+_STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """To be held while a pool of games is built, which forks from several threads at once.
+
+    Before each fork OpenBLAS (NumPy's and SciPy's) waits for its threads to end, and two forks that meet there can wait
+    for ever. So a fork that does nothing ends them first; they come back when they are needed.
+    """
+    with _STARTING:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a child that does nothing waits for no lock
+            child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        yield
 
 
 class Den:

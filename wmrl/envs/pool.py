@@ -9,7 +9,7 @@ never reached, because an ended slot is never stepped; `reset(seed=...)` has no 
 import difflib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class PoolEnv(PixelEnv):
         count = 2 if self._threads > 1 and len(seeds) >= CROWD * self._threads else 1
         frames = self._last[: len(seeds)]
         for part in range(count):
-            pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1, options)
+            with doom.starting() if self._den else nullcontext():
+                pool = Pool(self._id, seeds[part::count], self._threads, (self.max_steps or 0) + 1, options)
             self._pools.append(pool)
             frames[part::count] = rgb(pool.first(), self._order)
         return self._resized(frames)
