@@ -71,7 +71,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     if held or any(store.begun(name) for name in MAKERS) or any(store.data.glob("shard-*.h5")):
         held += OWN
     old, new = _flat(stored.table()), _flat(asked.table())
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted(old.keys() | new.keys(), key=_kinds_first):
         if _same(key, old.get(key), new.get(key)) or not holds(key, held):
             continue
         if key in MAY_CHANGE or (key in MAY_GROW and _value(key, asked) >= _value(key, stored)):
@@ -83,6 +83,12 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
         raise ConfigError(
             f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"
         )
+
+
+def _kinds_first(key: str) -> tuple[str, bool, str]:
+    """Another kind takes other keys along: it is what is named."""
+    where, _, name = key.partition(".")
+    return where, name != "kind", name
 
 
 def _same(key: str, old: Any, new: Any) -> bool:

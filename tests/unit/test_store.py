@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from wmrl import artifact, pipeline, session
-from wmrl.agreement import reconcile
+from wmrl.agreement import check_components, reconcile
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.locking import lock
 from wmrl.spec import Actions, Space
@@ -226,6 +226,23 @@ def test_a_default_spelt_out_is_no_change(store):
     reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.mixture=joint"]))
     with pytest.raises(ConfigError, match=r"dynamics\.mixture"):
         reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.mixture=per_dimension"]))
+
+
+def test_another_kind_is_what_is_named(store):
+    begun(store, "dynamics")
+    with pytest.raises(ConfigError, match=r"^dynamics\.kind: .*'mdn-rnn'.*'trade'"):
+        reconcile(store.logdir, store.pipe, pipeline.load(None, ["dynamics.kind=trade"]))
+
+
+def test_a_window_at_rollout_is_as_long_as_in_training():
+    for kind in ("transformer-de", "trade"):
+        for length, context in ((32, 48), (48, 32)):
+            sets = [f"dynamics.kind={kind}", f"dynamics.context={context}", f"fit.dynamics.length={length}"]
+            with pytest.raises(ConfigError, match=f"dynamics.context is {context} and fit.dynamics.length is {length}"):
+                check_components(pipeline.load(None, sets))
+            check_components(pipeline.load(None, [*sets, f"dynamics.context={length}"]))
+    check_components(pipeline.load(None, ["fit.dynamics.length=48"]))  # an MDN-RNN has no window
+    check_components(pipeline.load(None, ["dynamics.from=runs/other/seed-1", "fit.dynamics.length=48"]))
 
 
 def test_a_stage_begun_anew_may_change(store):
