@@ -211,6 +211,27 @@ def test_equal_randomness_gives_equal_results(space, table, actions):
 
 
 @models
+def test_gradients_flow_through_a_dream_and_a_likelihood(space, table):
+    world, batch = make(space, table), some_batch(space)
+    action, state, total = batch.action[:, 0].clone().requires_grad_(), world.start(batch.obs[:, 0]), 0.0
+    for k in range(12):  # past the end of any window
+        state, reward, _ = world.imagine(state, action, seeded(k))
+        total = total + reward.sum() + world.features(state).sum()
+    total.backward()
+    assert action.grad.isfinite().all() and action.grad.abs().sum() > 0
+    if hasattr(world.dynamics, "log_prob"):
+        world.dynamics.log_prob(world.start(batch.obs[:, 0]), action, batch.obs[:, 1]).sum().backward()
+
+
+@models
+def test_at_temperature_zero_chance_has_no_part(space, table):
+    world, batch = make(space, table), some_batch(space)
+    state = world.start(batch.obs[:, 0])
+    a, b = (world.imagine(state, batch.action[:, 0], seeded(k), temperature=0.0).state for k in (1, 2))
+    assert_same(a, b)
+
+
+@models
 def test_other_randomness_gives_other_dreams(space, table):
     world, batch = make(space, table), some_batch(space)
     state = world.start(batch.obs[:, 0])

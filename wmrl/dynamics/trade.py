@@ -80,6 +80,11 @@ class TraDE(TransformerDE):
             features=features,
             termination_weight=termination_weight,
         )
+        sizes = {"width": density_width, "blocks": density_blocks, "heads": density_heads}
+        for key, number in {**sizes, "feedforward": density_feedforward}.items():
+            if number < 1:
+                raise ValueError(f"density_{key} must be at least 1, got {number}")
+        if density_width % density_heads:
+            raise ValueError(f"density_heads must divide density_width, got {density_heads} for {density_width}")
         if density == "autoregressive":
-            sizes = {"width": density_width, "blocks": density_blocks, "heads": density_heads}
             self.next = AutoregressiveHead(hidden, self.size, mixtures, **sizes, feedforward=density_feedforward)

@@ -8,7 +8,7 @@ step does not grow with the episode.
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     """The window so far, of B rows; what lies behind `length` means nothing."""
 
     tokens: Tensor  # (B, L, d) what was put in
-    cache: Tensor  # (B, N, 2, L, d) keys and values of the N blocks
+    cache: tuple[Tensor, ...]  # N of (B, 2, L, d), keys and values of each block
     carry: Tensor  # (B, d) the recurrent positions' state; (B, 0) if they are not
     length: Tensor  # (B,) int64, tokens that count
 
@@ -73,6 +73,7 @@ class CausalTransformer(nn.Module):
     """
 
     table: Tensor
+    parts: Tensor
 
     def __init__(
         self,
@@ -94,6 +95,8 @@ class CausalTransformer(nn.Module):
         self.keep, self.dropout = max(1, context // 2), dropout
         self.blocks = nn.ModuleList(Block(width, feedforward) for _ in range(blocks))
         self.register_buffer("table", _table(positions, context, width // heads, width), persistent=False)
+        parts = torch.eye(heads).repeat_interleave(width // heads, 1)
+        self.register_buffer("parts", parts, persistent=False)  # (heads, d) which numbers are whose
         if positions == "recurrent":
             self.gru = nn.GRU(width, width, batch_first=True)
 
@@ -107,7 +110,7 @@ class CausalTransformer(nn.Module):
         b, (d, n) = len(like), (self.width, self.context)
         return Memory(
             like.new_zeros(b, n, d),
-            like.new_zeros(b, len(self.blocks), 2, n, d),
+            tuple(like.new_zeros(b, 2, n, d) for _ in self.blocks),
             like.new_zeros(b, d if self.positions == "recurrent" else 0),
             torch.zeros(b, dtype=torch.int64, device=like.device),
         )
@@ -123,29 +126,28 @@ class CausalTransformer(nn.Module):
         memory = self._with_room(memory)
         at = memory.length
         least, most = (int(v) for v in torch.aminmax(at))
-        equal, rows = least == most, torch.arange(len(x), device=x.device)
-        tokens, cache = (memory.tokens, memory.cache) if own else (memory.tokens.clone(), memory.cache.clone())
-        tokens[rows, at] = x.to(tokens)
+        slot = (slice(None), most) if least == most else (torch.arange(len(x), device=x.device), at)
+        seen = None if least == most else (torch.arange(most + 1, device=x.device) <= at[:, None])[:, None]  # (B, 1, n)
+        own = own and not torch.is_grad_enabled()  # what a gradient needs is not written over
+        tokens = memory.tokens if own else memory.tokens.clone()
+        tokens[slot] = x.to(tokens)
+        caches = memory.cache if own else tuple(cache.clone() for cache in memory.cache)
         x, carry = self._placed(x, memory)
-        seen = None if equal else (torch.arange(most + 1, device=x.device) <= at[:, None])[:, None, None]  # (B,1,1,n)
-        for i, block in enumerate(self.blocks):
+        for block, cache in zip(self.blocks, caches, strict=True):
 
-            def attend(qkv: Tensor, i: int = i) -> Tensor:
-                q, k, v = qkv.split(self.width, -1)  # (B, 1, d)
-                q, k = self._turned(q, at[:, None]), self._turned(k, at[:, None])
-                both = torch.cat([k, v], 1).to(cache)  # (B, 2, d)
-                if equal:
-                    cache[:, i, :, most] = both
-                else:
-                    cache[rows, i, :, at] = both
-                keys, values = cache[:, i, :, : most + 1].unbind(1)
-                return self._read(q, keys, values, mask=seen)
+            def attend(qkv: Tensor, cache: Tensor = cache) -> Tensor:
+                q, both = self._queries(qkv, at[:, None])
+                cache.transpose(1, 2)[slot] = both[:, :, 0].to(cache)
+                return self._recall(q, cache[:, :, : most + 1].to(q), seen)
 
             x = block(x, attend, Drop(0.0))
-        return x[:, 0], Memory(tokens, cache, carry, at + 1)
+        return x[:, 0], Memory(tokens, caches, carry, at + 1)
 
-    def _window(self, x: Tensor, drop: Drop) -> tuple[Tensor, list[Tensor], Tensor]:
-        """A window from position 0 on: outputs (B, T, d), keys and values (B, 2, T, d) of each block, the carry."""
+    def _window(self, x: Tensor, drop: Drop, *, outputs: bool = True) -> tuple[Tensor, list[Tensor], Tensor]:
+        """A window from position 0 on: outputs (B, T, d), keys and values (B, 2, T, d) of each block, the carry.
+
+        Without `outputs` the last block computes keys and values only.
+        """
         n, kept = x.shape[1], []
         at, carry = torch.arange(n, device=x.device), x.new_zeros(len(x), 0)
         if self.positions == "recurrent":
@@ -153,15 +155,18 @@ class CausalTransformer(nn.Module):
             carry = last[0]
         elif self.positions == "sinusoidal":
             x = drop(x + self.table[:n].to(x))
-        for block in self.blocks:
 
-            def attend(qkv: Tensor) -> Tensor:
-                q, k, v = qkv.split(self.width, -1)
-                q, k = self._turned(q, at), self._turned(k, at)
-                kept.append(torch.stack([k, v], 1))
-                return self._read(q, k, v, causal=True, drop=drop)
+        def attend(qkv: Tensor) -> Tensor:
+            q, both = self._queries(qkv, at)
+            kept.append(both)
+            k, v = both.unbind(1)
+            return self._read(q, k, v, drop)
 
+        for block in self.blocks if outputs else self.blocks[:-1]:
             x = block(x, attend, drop)
+        if not outputs:
+            last: Any = self.blocks[-1]
+            kept.append(self._queries(last.qkv(x), at)[1])
         return x, kept, carry
 
     def _with_room(self, memory: Memory) -> Memory:
@@ -171,11 +176,11 @@ class CausalTransformer(nn.Module):
             return memory
         rows = full.nonzero()[:, 0]
         newest = memory.tokens.index_select(0, rows)[:, -self.keep :]
-        _, kept, carry = self._window(newest, Drop(0.0))
+        _, kept, carry = self._window(newest, Drop(0.0), outputs=False)
         part = self.empty(newest)
         part.tokens[:, : self.keep] = newest
-        for i, both in enumerate(kept):
-            part.cache[:, i, :, : self.keep] = both
+        for cache, both in zip(part.cache, kept, strict=True):
+            cache[:, :, : self.keep] = both
         part = part._replace(carry=carry.to(memory.carry), length=part.length + self.keep)
         if len(rows) == len(full):
             return part
@@ -199,20 +204,29 @@ class CausalTransformer(nn.Module):
         a, b = x.unflatten(-1, (self.heads, 2, -1)).unbind(-2)  # (B, T, heads, d / heads / 2)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
-    def _read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        drop: Drop | None = None,
-    ) -> Tensor:
-        """Attention of queries (B, T, d) on keys and values (B, n, d) -> (B, T, d)."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k.to(q), v.to(q)))
-        if drop is None or not drop.p:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    def _queries(self, qkv: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, T, d), and keys and values (B, 2, T, d), of tokens at positions `at` (T,) or (B, T)."""
+        q, k, v = qkv.split(self.width, -1)
+        return self._turned(q, at), torch.stack([self._turned(k, at), v], 1)
+
+    def _recall(self, q: Tensor, both: Tensor, seen: Tensor | None) -> Tensor:
+        """Attention of one query of each row (B, 1, d) on keys and values (B, 2, n, d) -> (B, 1, d).
+
+        The heads are rows of a matrix, each zero where another head's numbers stand: one product of all heads is twice
+        as fast on a CPU as attention in heads as narrow as the published ones.
+        """
+        keys, values = both.unbind(1)
+        parts = self.parts.to(q)
+        scores = torch.bmm(q * parts, keys.mT) / math.sqrt(self.width // self.heads)  # (B, heads, n)
+        if seen is not None:
+            scores = scores.masked_fill(~seen, -math.inf)
+        return (torch.bmm(scores.softmax(-1).to(q), values) * parts).sum(1, keepdim=True)
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, drop: Drop) -> Tensor:
+        """Causal attention of queries (B, T, d) on keys and values (B, T, d) -> (B, T, d)."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if not drop.p:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = q @ k.mT / math.sqrt(q.shape[-1])
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
