@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from wmrl.nn.autoregressive import AutoregressiveHead
+from wmrl.nn.heads import MixtureHead
 
 GRID = torch.linspace(-24, 24, 481)
 CELL = float(GRID[1] - GRID[0])
@@ -89,3 +90,10 @@ def test_any_leading_shape_will_do():
     flat = whole(h).log_prob(x)
     torch.testing.assert_close(whole(h.view(2, 3, 5)).log_prob(x.view(2, 3, 3)), flat.view(2, 3))
     assert whole(h.view(2, 3, 5)).sample(torch.Generator().manual_seed(0)).shape == (2, 3, 3)
+
+
+def test_temperature_is_the_noise_squared():
+    whole, h = head(1), given(6)
+    whole.factor = MixtureHead(16, 1, 1).requires_grad_(False)
+    cold, warm, hot = (whole(h).sample(torch.Generator().manual_seed(0), temperature=t) for t in (0.0, 1.0, 4.0))
+    torch.testing.assert_close(hot - cold, 2 * (warm - cold))

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from wmrl.config import resolved
+from wmrl.dynamics import DYNAMICS
 from wmrl.dynamics.trade import TraDE
 from wmrl.dynamics.transformer_de import TransformerDE
 from wmrl.errors import ContractError
+from wmrl.nn.autoregressive import AutoregressiveHead
 from wmrl.nn.dropout import Drop
 from wmrl.nn.transformer import CausalTransformer, Memory
 from wmrl.spec import Actions, Batch, Space, tree_map, where
@@ -47,16 +50,111 @@ def test_it_has_as_many_parameters_as_the_published_one(kind, count, features):
 def test_its_blocks_are_those_of_torch_which_the_published_one_uses():
     ours = trunk()
     theirs = nn.TransformerEncoderLayer(D, 2, dim_feedforward=12, dropout=0.0, batch_first=True).eval()
-    names = {"qkv": "self_attn.in_proj_", "out": "self_attn.out_proj.", "up": "linear1.", "down": "linear2."}
-    names |= {"norm1": "norm1.", "norm2": "norm2."}
     x = tokens(3, L) + published_table(L, D)
     for block in ours.blocks:
-        own = block.state_dict()
-        theirs.load_state_dict(
-            {f"{there}{p}": own[f"{n}.{p}"] for n, there in names.items() for p in ("weight", "bias")}
-        )
+        theirs.load_state_dict(published_weights(block))
         x = theirs(x, src_mask=nn.Transformer.generate_square_subsequent_mask(L), is_causal=True)
     torch.testing.assert_close(ours(tokens(3, L)), x.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_defaults_are_the_published_numbers():
+    published = {"width": 32, "blocks": 3, "heads": 8, "feedforward": 2048, "dropout": 0.1, "hidden": 256}
+    published |= {"context": 32, "mixtures": 5, "mixture": "joint", "features": "zh", "termination_weight": 1.0}
+    for kind, own in {"transformer-de": {"positions": "sinusoidal"}, "trade": {"density": "mixture"}}.items():
+        table = resolved(DYNAMICS, {"kind": kind}, "dynamics")
+        found = {key: value for key, value in table.items() if not key.startswith("density_")}
+        assert found == {"kind": kind, **published, **own}
+
+
+@pytest.mark.parametrize("kind", [TransformerDE, TraDE])
+def test_what_is_asked_for_reaches_the_parts(kind):
+    model = spec_model(kind, dropout=0.3, heads=4, mixture="per_dimension", termination_weight=3.0)
+    assert (model.trunk.dropout, model.trunk.heads, model.next.joint) == (0.3, 4, False)
+    z, batch = tokens(2, 5).repeat(1, 1, 4), some_batch()
+    ends = [spec_model(kind, dropout=0.0, termination_weight=w) for w in (1.0, 3.0)]
+    ends[1].load_state_dict(ends[0].state_dict())
+    light, heavy = (float(model.loss(z, batch)[1]["termination"]) for model in ends)
+    assert heavy > light
+
+
+def test_the_density_is_the_one_asked_for():
+    model = spec_model(TraDE, density="autoregressive", density_width=8, density_blocks=3, density_heads=2)
+    assert isinstance(model.next, AutoregressiveHead)
+    assert (model.next.trunk.width, len(model.next.trunk.blocks), model.next.trunk.heads) == (8, 3, 2)
+
+
+def some_batch() -> Batch:
+    ends = torch.zeros(2, 4)
+    ends[0, 3] = 1
+    return Batch(None, tokens(2, 4, seed=5)[..., :3], tokens(2, 4, seed=6)[..., 0], ends, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("kind", [TransformerDE, TraDE])
+def test_its_loss_is_the_published_one(kind):
+    """Token, positions, blocks, linear layer, heads and weights of the loss, written out with torch's own parts."""
+    model, z, batch = spec_model(kind, width=8, heads=2, blocks=1, feedforward=12).eval(), tokens(2, 5), some_batch()
+    z = z.repeat(1, 1, 4)
+    x = torch.relu(model.embed(torch.cat([batch.action, z[:, :-1]], -1)))
+    x = model.trunk.gru(x)[0] if kind is TraDE else x + published_table(4, 8)
+    theirs = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, dropout=0.0, batch_first=True).eval()
+    theirs.load_state_dict(published_weights(model.trunk.blocks[0]))
+    mask = nn.Transformer.generate_square_subsequent_mask(4)
+    wide = model.hidden(theirs(x, src_mask=mask, is_causal=True))
+    density, (reward, end) = model.next(wide), model.outcome(wide)
+    nll = -density.log_prob(z[:, 1:]).mean()
+    wrong = nn.functional.binary_cross_entropy_with_logits(end, batch.terminated)
+    total = (nll + wrong + (reward - batch.reward).square().mean()) / 34
+    torch.testing.assert_close(model.loss(z, batch)[0], total, atol=1e-5, rtol=1e-5)
+
+
+def published_weights(block: nn.Module) -> dict[str, torch.Tensor]:
+    names = {"qkv": "self_attn.in_proj_", "out": "self_attn.out_proj.", "up": "linear1.", "down": "linear2."}
+    names |= {"norm1": "norm1.", "norm2": "norm2."}
+    own = block.state_dict()
+    return {f"{there}{p}": own[f"{n}.{p}"] for n, there in names.items() for p in ("weight", "bias")}
+
+
+def test_it_begins_with_weights_drawn_as_torch_draws_them():
+    ours = trunk().blocks[0].state_dict()
+    bound = {"qkv.weight": math.sqrt(6 / (4 * D)), "out.weight": 1 / math.sqrt(D)}  # Glorot, and a linear layer's
+    for name, most in bound.items():
+        assert 0.9 * most < ours[name].abs().max() <= most
+    assert not ours["qkv.bias"].any() and not ours["out.bias"].any()
+
+
+def test_dropout_acts_where_the_published_one_has_it():
+    seen = []
+
+    class Spy(Drop):
+        def __call__(self, x):
+            seen.append(tuple(x.shape))
+            return x
+
+    spy = Spy(0.0)
+    spy.p = 1e-9
+    trunk()._window(tokens(3, L), spy)
+    attention, inside, branch = (3, 2, L, L), (3, L, 12), (3, L, D)
+    assert seen == [branch, *2 * [attention, branch, inside, branch]]  # the first: tokens with their positions
+
+
+def test_rotary_positions_tell_distances_and_no_places():
+    model = trunk("rotary", context=64)
+    q, k = tokens(1, 1, seed=3), tokens(1, 1, seed=4)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return (model._turned(q, torch.tensor([i])) * model._turned(k, torch.tensor([j]))).sum()
+
+    torch.testing.assert_close(score(9, 4), score(50, 45), atol=1e-4, rtol=1e-4)
+    assert (score(9, 4) - score(9, 7)).abs() > 1e-3
+    torch.testing.assert_close(model._turned(q, torch.tensor([37])).norm(), q.norm())
+
+
+def test_a_controller_sees_the_state_normalised():
+    model = spec_model(TransformerDE).eval()
+    state = model.start(torch.randn(4, 32, generator=seeded(0)))
+    seen = model.features(state._replace(h=7 * torch.randn(4, 32, generator=seeded(1)) + 3))[:, 32:]
+    torch.testing.assert_close(seen.mean(-1), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.var(-1, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
 
 
 def published_table(length: int, width: int) -> torch.Tensor:
@@ -115,16 +213,17 @@ def test_a_step_leaves_its_memory_as_it_was_unless_it_owns_it(positions):
     free = model.step(memory, x[:, 1])
     tree_map(lambda a, b: torch.testing.assert_close(a, b, atol=0, rtol=0) or a, tuple(memory), copy)
     owned = model.step(memory, x[:, 1], own=True)
-    assert free[0].equal(owned[0]) and free[1].cache.equal(owned[1].cache)
+    assert free[0].equal(owned[0]) and all(a.equal(b) for a, b in zip(free[1].cache, owned[1].cache, strict=True))
 
 
 def test_the_memory_does_not_grow_with_the_episode():
     model, x = trunk(), tokens(2, 1)[:, 0]
     memory = model.empty(x)
-    shapes = [t.shape for t in memory]
+    shapes = tree_map(lambda t: torch.tensor(t.shape), tuple(memory))
     for _ in range(5 * L):
         _, memory = model.step(memory, x)
-        assert [t.shape for t in memory] == shapes and int(memory.length.max()) <= L
+        tree_map(lambda t, shape: t if list(t.shape) == shape.tolist() else pytest.fail("grew"), tuple(memory), shapes)
+        assert int(memory.length.max()) <= L
 
 
 def test_dropout_acts_in_training_only_and_draws_from_its_generator():
@@ -197,6 +296,15 @@ def test_a_window_longer_than_the_context_is_refused():
 def test_sizes_that_make_no_sense_are_refused(more, words):
     with pytest.raises(ValueError, match=words):
         spec_model(TransformerDE, **more)
+
+
+@pytest.mark.parametrize("density", ["mixture", "autoregressive"])
+@pytest.mark.parametrize("key", ["width", "blocks", "heads", "feedforward"])
+def test_sizes_of_a_density_that_make_no_sense_are_refused(density, key):
+    with pytest.raises(ValueError, match=f"density_{key} must be at least 1, got 0"):
+        spec_model(TraDE, density=density, **{f"density_{key}": 0})
+    with pytest.raises(ValueError, match="density_heads must divide density_width"):
+        spec_model(TraDE, density=density, density_heads=5)
 
 
 def test_only_vectors_of_floats_are_latents():
