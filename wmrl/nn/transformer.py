@@ -165,8 +165,8 @@ class CausalTransformer(nn.Module):
         for block in self.blocks if outputs else self.blocks[:-1]:
             x = block(x, attend, drop)
         if not outputs:
-            last: Any = self.blocks[-1]
-            kept.append(self._queries(last.qkv(x), at)[1])
+            end: Any = self.blocks[-1]
+            kept.append(self._queries(end.qkv(x), at)[1])
         return x, kept, carry
 
     def _with_room(self, memory: Memory) -> Memory:
