@@ -89,6 +89,7 @@ class Den:
         while self._lock is None:
             self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._lock = _hold(self.folder, wait=True)  # None: a sweep took it before we did
+        (self.folder / "_vizdoom").mkdir()  # two games that make it at the same time end with "File exists"
         words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tethered.py"))]
         words += [str(os.getpid()), str(self.folder), game]
         self.launcher = self.folder / "launch"
