@@ -123,9 +123,11 @@ class CausalTransformer(nn.Module):
             x: The tokens.
             own: The memory is nobody else's and may be written over.
         """
-        memory = self._with_room(memory)
+        least, most = (int(v) for v in torch.aminmax(memory.length))
+        if most >= self.context:
+            memory = self._with_room(memory)
+            least, most = (int(v) for v in torch.aminmax(memory.length))
         at = memory.length
-        least, most = (int(v) for v in torch.aminmax(at))
         slot = (slice(None), most) if least == most else (torch.arange(len(x), device=x.device), at)
         seen = None if least == most else (torch.arange(most + 1, device=x.device) <= at[:, None])[:, None]  # (B, 1, n)
         own = own and not torch.is_grad_enabled()  # what a gradient needs is not written over
@@ -172,8 +174,6 @@ class CausalTransformer(nn.Module):
     def _with_room(self, memory: Memory) -> Memory:
         """Rows whose window is full begin a new one with its newest half."""
         full = memory.length >= self.context
-        if not bool(full.any()):
-            return memory
         rows = full.nonzero()[:, 0]
         newest = memory.tokens.index_select(0, rows)[:, -self.keep :]
         _, kept, carry = self._window(newest, Drop(0.0), outputs=False)
@@ -197,15 +197,15 @@ class CausalTransformer(nn.Module):
         return x[:, None], carry
 
     def _turned(self, x: Tensor, at: Tensor) -> Tensor:
-        """Queries or keys (B, T, d) turned by their positions `at` (T,) or (B, T), if positions are rotary."""
-        if self.positions != "rotary":
-            return x
+        """Queries or keys (B, T, d) turned by their positions `at` (T,) or (B, T)."""
         cos, sin = self.table[at].to(x).unsqueeze(-3).unbind(-1)  # (..., T, 1, d / heads / 2)
         a, b = x.unflatten(-1, (self.heads, 2, -1)).unbind(-2)  # (B, T, heads, d / heads / 2)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
     def _queries(self, qkv: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, T, d), and keys and values (B, 2, T, d), of tokens at positions `at` (T,) or (B, T)."""
+        if self.positions != "rotary":
+            return qkv[..., : self.width], qkv[..., self.width :].unflatten(-1, (2, -1)).transpose(1, 2)
         q, k, v = qkv.split(self.width, -1)
         return self._turned(q, at), torch.stack([self._turned(k, at), v], 1)
 
@@ -217,7 +217,7 @@ class CausalTransformer(nn.Module):
         """
         keys, values = both.unbind(1)
         parts = self.parts.to(q)
-        scores = torch.bmm(q * parts, keys.mT) / math.sqrt(self.width // self.heads)  # (B, heads, n)
+        scores = torch.bmm(q * (parts / math.sqrt(self.width // self.heads)), keys.mT)  # (B, heads, n)
         if seen is not None:
             scores = scores.masked_fill(~seen, -math.inf)
         return (torch.bmm(scores.softmax(-1).to(q), values) * parts).sum(1, keepdim=True)
