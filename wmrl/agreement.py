@@ -1,12 +1,13 @@
 """Does a call agree with what a logdir was begun with? And are all tables of a pipeline right?"""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wmrl import config
-from wmrl.errors import ConfigError
+from wmrl.errors import ConfigError, ContractError
 from wmrl.pipeline import Pipeline
 from wmrl.sources import PATHS
 from wmrl.store import MAKERS, Store, registry
@@ -40,6 +41,7 @@ def check_components(pipe: Pipeline) -> None:
             config.resolved(registry(where), table, where)
     config.build(registry("trainer"), pipe.trainer, "trainer")  # what it refuses must not become the logdir's own
     _check_window(pipe)
+    _check_sizes(pipe)
 
 
 def _check_window(pipe: Pipeline) -> None:
@@ -52,6 +54,18 @@ def _check_window(pipe: Pipeline) -> None:
             f"dynamics.context is {context} and fit.dynamics.length is {pipe.fit.dynamics.length}: a model is trained "
             "on windows as long as those it sees at rollout; give both one value"
         )
+
+
+def _check_sizes(pipe: Pipeline) -> None:
+    """What a dynamics model refuses of its own numbers is told now; what latents it gets, only its stage knows."""
+    if "from" in pipe.dynamics:
+        return
+    import torch
+
+    from wmrl.spec import Actions, Space
+
+    with torch.random.fork_rng(devices=[]), contextlib.suppress(ContractError):
+        config.build(registry("dynamics"), pipe.dynamics, "dynamics", Space((32,)), Actions(3, False))
 
 
 def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:

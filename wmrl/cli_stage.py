@@ -133,4 +133,7 @@ def _one_of(argument: str | None, option: str | None) -> str | None:
 
 
 def _print_config(found: Session) -> None:
+    from wmrl.agreement import check_components
+
+    check_components(found.pipe)
     typer.echo(json.dumps({"logdir": str(found.logdir), "pipeline": found.pipe.table()}, indent=2))

@@ -55,6 +55,11 @@ def test_every_stage_prints_its_configuration_and_runs_nothing(capsys, stage, tm
     assert shown["pipeline"]["seed"] == 3 and not list(tmp_path.iterdir())
 
 
+def test_a_configuration_that_no_stage_would_take_is_not_printed(capsys):
+    code, out, err = call(capsys, "generate", "carracing-trade", "--set", "dynamics.context=9", "--print-config")
+    assert code == 2 and not out and "dynamics.context is 9 and fit.dynamics.length is 32" in err
+
+
 FLAGS = [
     ("generate", "--rollouts 7 --policy held --noise 0.5 --size 96 --max-steps 9",
      {"generate.rollouts": 7, "generate.policy": "held", "generate.noise": 0.5, "env.size": 96, "env.max_steps": 9}),

@@ -245,6 +245,14 @@ def test_a_window_at_rollout_is_as_long_as_in_training():
     check_components(pipeline.load(None, ["dynamics.from=runs/other/seed-1", "fit.dynamics.length=48"]))
 
 
+@pytest.mark.parametrize("wrong", ["hidden=0", "kind=transformer-de,heads=3", "kind=trade,density_blocks=0"])
+def test_what_a_model_refuses_is_told_before_anything_is_trained(wrong):
+    draws = torch.random.get_rng_state()
+    with pytest.raises(ConfigError, match=f"^dynamics: .*{wrong.rpartition(',')[2].partition('=')[0]}"):
+        check_components(pipeline.load(None, [f"dynamics.{s}" for s in wrong.split(",")]))
+    assert draws.equal(torch.random.get_rng_state())
+
+
 def test_a_stage_begun_anew_may_change(store):
     begun(store, "vae")
     reconcile(store.logdir, store.pipe, pipeline.load(None, ["representation.latent=16"]), anew="vae")

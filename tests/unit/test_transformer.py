@@ -77,6 +77,14 @@ def test_what_is_asked_for_reaches_the_parts(kind):
     assert heavy > light
 
 
+def test_asleep_and_awake_speak_of_one_output():
+    model, (z, action) = spec_model(TransformerDE).eval(), (tokens(2, 4).flatten(1), torch.rand(2, 3))
+    step = model.imagine(model.start(z), action, rng=seeded(0))
+    reward, end = model.outcome(model.hidden(step.state.h))
+    assert step.reward.equal(reward) and step.cont.equal(torch.sigmoid(-end))
+    assert step.state.h.equal(model.observe(model.start(z), action, z).h)
+
+
 def test_the_density_is_the_one_asked_for():
     model = spec_model(TraDE, density="autoregressive", density_width=8, density_blocks=3, density_heads=2)
     assert isinstance(model.next, AutoregressiveHead)
