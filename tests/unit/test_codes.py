@@ -124,6 +124,19 @@ def test_each_frame_is_encoded_once_and_never_again(episodes, log, tmp_path):
         np.testing.assert_array_equal(first.columns[name], second.columns[name])
 
 
+def test_what_another_run_has_encoded_is_linked(episodes, log, tmp_path):
+    first = codes.source(episodes, Toy(), "v1", tmp_path / "theirs", log=log, run=RUN)
+    sorted((tmp_path / "theirs").glob("*.h5"))[0].unlink()
+    ours = Toy()
+    second = codes.source(episodes, ours, "v1", tmp_path / "codes", log=log, run=RUN, near=tmp_path / "theirs")
+    assert 1 < ours.seen < int(episodes.start[-1]), "only what they lack is encoded"
+    np.testing.assert_array_equal(first.columns["code"], second.columns["code"])
+    assert all(path.stat().st_nlink == 2 for path in (tmp_path / "theirs").glob("*.h5"))
+    other = Toy(0.5)
+    codes.source(episodes, other, "v2", tmp_path / "others", log=log, run=RUN, near=tmp_path / "theirs")
+    assert other.seen == int(episodes.start[-1]) + 1, "of another representation"
+
+
 def test_another_representation_is_encoded_anew_and_said(episodes, log, tmp_path):
     codes.source(episodes, Toy(), "v1", tmp_path / "codes", log=log, run=RUN)
     other = Toy(0.5)

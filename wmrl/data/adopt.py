@@ -28,11 +28,16 @@ def adopt(source: Path, folder: Path) -> Index:
         for stray in set(shards.scan(folder)) - set(index.names):
             (folder / stray.file).unlink()  # of a source that has changed since
         for name in index.names:
-            _link(source / name.file, folder / name.file)
+            link(source / name.file, folder / name.file)
         return shards.complete(folder, index.names)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Let `target` be the same file as `source`, or a copy of it where the disk has no links.
+
+    Raises:
+        ArtifactError: if it cannot be written.
+    """
     if target.exists() and files.digest(target) == files.digest(source):
         return
     half = files.beside(target)

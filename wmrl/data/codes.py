@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wmrl import files, interrupts, precision
+from wmrl.data.adopt import link
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError
 from wmrl.log import Log
@@ -54,7 +55,7 @@ class Codes:
 
 
 def source(
-    episodes: Episodes, representation: Any, hash_: str, folder: Path, *, log: Log, run: Run
+    episodes: Episodes, representation: Any, hash_: str, folder: Path, *, log: Log, run: Run, near: Path | None = None
 ) -> Codes | Episodes:
     """Where `windows` shall read from: codes, or the episodes themselves where codes would be no smaller.
 
@@ -67,6 +68,7 @@ def source(
         folder: Where codes are kept.
         log: Says what is done.
         run: Device and precision of the encoder. With "auto" the precision of codes that are there is kept.
+        near: Where another run keeps its codes: those of the same representation are linked, not made.
 
     Returns:
         `Codes`, or `episodes` if a code is as large as its frame, or all codes exceed `MEMORY`.
@@ -84,6 +86,8 @@ def source(
         log.warn(f"codes would take {size / 2**30:.1f} GiB: frames are encoded anew for every batch, which is slow")
         return episodes
     files.sweep(folder)
+    if near is not None and near.resolve() != folder.resolve():
+        _borrow(near, folder, hash_, episodes.shards, log)
     cache = Cache(folder, hash_, run.precision, log)
     columns: dict[str, np.ndarray] = {}
     for (low, high), digest in _shards(episodes):
@@ -96,6 +100,18 @@ def source(
         interrupts.check()
     cache.tidy(episodes.shards)
     return Codes(episodes.start, episodes.lengths, columns)
+
+
+def _borrow(near: Path, folder: Path, maker: str, digests: Iterable[str], log: Log) -> None:
+    """Link what another run has encoded with the same representation."""
+    theirs, own = Cache(near, maker, "auto", log), Cache(folder, maker, "auto", log)
+    if not theirs.precision or own.precision not in ("", theirs.precision):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for digest in digests:
+        if theirs.path(digest).exists() and not own.path(digest).exists():
+            with contextlib.suppress(ArtifactError):  # gone meanwhile: it is encoded like any other
+                link(theirs.path(digest), own.path(digest))
 
 
 def _shards(episodes: Episodes) -> Iterator[tuple[tuple[int, int], str]]:
@@ -146,7 +162,7 @@ class Cache:
 
     def load(self, digest: str, rows: int) -> dict[str, np.ndarray] | None:
         """The codes of a shard, or None if they are missing, of something else, or damaged."""
-        path = self._path(digest)
+        path = self.path(digest)
         if not path.exists():
             return None
         try:
@@ -183,11 +199,11 @@ class Cache:
             for name, column in part.items():
                 file.create_dataset(name, data=column)
 
-        files.write(self._path(digest), fill, role=ROLE)
+        files.write(self.path(digest), fill, role=ROLE)
 
     def tidy(self, digests: Iterable[str]) -> None:
         """Remove the codes of all other shards."""
-        wanted = {self._path(digest) for digest in digests}
+        wanted = {self.path(digest) for digest in digests}
         for path in self.folder.glob("*.h5"):
             if path not in wanted:
                 path.unlink()
@@ -200,7 +216,8 @@ class Cache:
                     return str(file.attrs.get("precision", ""))
         return ""
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Where the codes of a shard lie."""
         return self.folder / f"{digest[:32]}.h5"
 
 

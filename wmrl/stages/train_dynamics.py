@@ -20,7 +20,7 @@ from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
 from wmrl.spec import Actions, Batch, Space
-from wmrl.store import Store
+from wmrl.store import Store, follow
 from wmrl.world import WorldModel
 
 NAME = "dynamics"
@@ -97,7 +97,8 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     if run.untrained:
         log.say("keeping the dynamics model as it was initialised: the baseline of an untrained memory")
     else:
-        source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run)
+        near = follow(store.logdir, "vae")[0].parent / "codes"  # of the run whose representation this is
+        source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run, near=near)
         data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
         facts["fit"] = _fit(world, data, store, log, run, parents).facts()
         before = WorldModel(representation, fresh(pipe, given).to(run.device))
