@@ -1,5 +1,6 @@
 """Doom TakeCover: its contract, and that its processes leave nothing behind however we end."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -129,7 +130,7 @@ def test_a_temporary_directory_where_nothing_can_be_started_is_named(den, monkey
 
 def test_the_papers_name_is_understood():
     name, note = canonical("DoomTakeCover-v0")
-    assert name == "TakeCover-v1" and "Freedoom" in note and "\n" not in note
+    assert name == "TakeCover-v1" and "skill 4" in note and "\n" not in note
 
 
 def test_nothing_is_left_behind(den):
@@ -180,6 +181,19 @@ def test_games_die_with_a_killed_parent_and_the_next_start_sweeps(den):
     with make(DOOM, 1, threads=1):
         assert len(list(den.iterdir())) == 1 and not any(p.exists() for p in memory)
     assert not list(den.iterdir()) and not list(Path.cwd().iterdir())
+
+
+def test_the_memory_of_games_that_never_noted_their_number_is_swept(monkeypatch, tmp_path):
+    monkeypatch.setattr(doom, "SHARED", tmp_path)
+    paths = [tmp_path / f"ViZDoomMQCtr{name}" for name in ("left", "used")]
+    for path in paths:
+        path.write_bytes(bytes(4096))
+    doom.sweep()
+    assert all(path.exists() for path in paths), "these games may be starting"
+    monkeypatch.setattr(doom, "STARTS", -1.0)
+    with paths[1].open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        doom.sweep()
+    assert [path.exists() for path in paths] == [False, True]
 
 
 MULTIPLY = """

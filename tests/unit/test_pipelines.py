@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from wmrl import config, describe, pipeline, pipelines_rules
+from wmrl.envs.names import CLOCKS
 from wmrl.pipelines_rules import Chain, RulesError
+from wmrl.trainers import TRAINERS
 
 FOLDER = Path(__file__).resolve().parents[2] / "pipelines"
 PIPELINES = sorted(FOLDER.glob("*.toml"))
@@ -30,6 +32,18 @@ def test_a_pipeline_says_on_top_what_it_is_and_what_it_takes(path):
     assert head.splitlines()[0].removeprefix("#").strip()
     assert "hardware" in head.lower()
     assert len(path.read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", ["takecover-dream", "takecover-dream-quick"])
+def test_the_papers_second_experiment_is_searched_in_dreams_alone_and_measured_in_both_worlds(name):
+    pipe = pipeline.load(FOLDER / f"{name}.toml")
+    trainer = config.resolved(TRAINERS, pipe.trainer, "trainer")
+    assert (pipe.env.id, pipe.env.frame_skip, pipe.generate.policy) == ("TakeCover-v1", 4, "held")
+    assert (pipe.representation["latent"], pipe.dynamics["hidden"]) == (64, 512)
+    assert (pipe.dynamics["features"], pipe.dynamics["termination_weight"]) == ("zch", 10.0)
+    assert (trainer["where"], trainer["judge"], trainer["temperature"]) == ("dream", "dream", 1.15)
+    assert trainer["dream_steps"] * pipe.env.frame_skip == CLOCKS["TakeCover-v1"].limit
+    assert trainer["real_every"] and trainer["real_every"] <= trainer["generations"]
 
 
 def test_pipelines_that_share_a_dataset_agree_on_it():

@@ -39,7 +39,7 @@ def canonical(env_id: str) -> tuple[str, str | None]:
         differs = f"it shows every single frame, ALE/{atari[1]}-v5 every fourth with sticky actions"
         return env_id, f"{env_id} is the old Atari game without frame skip and sticky actions: {differs}"
     if env_id in _OLD_DOOM:
-        differs = "Freedoom's art, a frame without status bar, 4 tics a step unless env.frame_skip says otherwise"
+        differs = "Doom's skill 4 and not 5, three actions, 4 tics a step unless env.frame_skip says otherwise"
         return "TakeCover-v1", f"{env_id} is taken as envpool's TakeCover-v1: {differs}"
     return env_id, None
 
