@@ -5,7 +5,8 @@ at Ctrl-C before we do, and live on after a kill -9 of their parent. So envpool 
 launcher, which goes into a temporary directory, ignores the signals that are for us, asks the kernel to be killed with
 its parent, and only then becomes the game.
 
-What a kill -9 leaves, the directory and the games' shared memory (2.6 MB each), the next start sweeps away. A game
+What a kill -9 leaves, the directory and the games' shared memory (2.6 MB each), the next start sweeps away; that of a
+game which had not yet noted its number there (envpool makes it before the launcher runs), one a minute later. A game
 that crashes ends us with SIGABRT: envpool's threads throw where nobody can catch; the same command continues.
 """
 
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,9 @@ from wmrl.errors import UserError
 PREFIX = "wmrl-doom-"
 SHARED = Path("/dev/shm")
 """Where POSIX shared memory has names, on Linux."""
+
+STARTS = 60.0
+"""Seconds after which shared memory that no process has mapped is no longer that of a game that starts."""
 
 SIDES = (64, 240)
 """The least and the most rows that the game is asked for: it draws 320 x 240, envpool averages the areas of pixels."""
@@ -120,6 +125,23 @@ def sweep() -> None:
                 (SHARED / f"ViZDoom{name}{number}").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+    _sweep_unnoted()
+
+
+def _sweep_unnoted() -> None:
+    """Remove the shared memory of games whose parent was killed before they could note their number."""
+    old = {}
+    for path in SHARED.glob("ViZDoom*"):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            if about.st_uid == os.getuid() and time.time() - about.st_ctime > STARTS:
+                old[str(path)] = path
+    for maps in Path("/proc").glob("[0-9]*/maps") if old else ():
+        with contextlib.suppress(OSError):
+            for line in maps.read_text().splitlines():
+                old.pop("/" + line.partition("/")[2], None)
+    for path in old.values():
+        path.unlink(missing_ok=True)
 
 
 def _hold(folder: Path, *, wait: bool) -> int | None:
