@@ -102,6 +102,8 @@ class Evolve:
         self.validate_every, self.validation_episodes = validate_every, validation_episodes
         self.target_return = math.inf if target_return is None else target_return
         self.where, self.temperature, self.ends, self.dream_steps = where, temperature, ends, dream_steps
+        dreams = {"temperature": temperature != 1, "ends": ends != "threshold", "dream_steps": dream_steps != 1000}
+        self.idle = [name for name, asked in dreams.items() if asked and where == "env"]  # has no part in this search
         self.real_every, self.judge = (real_every, judge) if where == "dream" else (0, "dream")
 
     def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:

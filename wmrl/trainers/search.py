@@ -80,6 +80,10 @@ class Search:
 
     def _replay(self) -> None:
         how, past = self.how, self.course.generations
+        if how.idle:
+            self.grounds.say(
+                f"searching in the environment: {', '.join(how.idle)} is of dreams (--where dream) and has no part"
+            )
         self.grounds.say(
             f"searching {len(self.course.x0)} parameters: {how.population} candidates x {how.samples} episodes, "
             f"up to {how.generations} generations"
