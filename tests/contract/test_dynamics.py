@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from wmrl.artifact import of, read
 from wmrl.config import build, resolved
+from wmrl.draws import Common
 from wmrl.dynamics import DYNAMICS
 from wmrl.spec import Actions, Batch, Space, take, tree_map, where
 from wmrl.store import rebuild
@@ -237,6 +238,25 @@ def test_other_randomness_gives_other_dreams(space, table):
     state = world.start(batch.obs[:, 0])
     a, b = (world.dynamics.latent(world.imagine(state, batch.action[:, 0], seeded(k)).state) for k in (1, 2))
     assert not a.equal(b)
+
+
+@models
+def test_rows_of_one_episode_dream_the_same_whoever_else_dreams(space, table):
+    """Common random numbers reach every draw of a model; all rows take one action."""
+    world, seeds = make(space, table), [7, 7, 9]
+    first, action = latents(space, 1).expand(3, *space.shape), some_actions(ONE, 1).expand(3, -1)
+
+    def dream(rows: int) -> Tensor:
+        with Common(seeds[:rows]) as noise, torch.no_grad():
+            state = world.start(first[:rows], noise.rng)
+            for _ in range(12):  # past the limit of any window
+                state = world.imagine(state, action[:rows], noise.rng).state
+        return world.dynamics.latent(state)
+
+    together = dream(3)
+    torch.testing.assert_close(together[0], together[1])
+    torch.testing.assert_close(together[0], dream(1)[0], atol=1e-4, rtol=1e-4)
+    assert not torch.isclose(together[0], together[2]).all()
 
 
 @models
