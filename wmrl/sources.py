@@ -121,14 +121,20 @@ def place(logdir: Path) -> dict[str, str]:
 
 
 def _from_here(kept: dict[str, Any], logdir: Path) -> dict[str, Any]:
-    """Let the relative paths of a stored pipeline, which begin where the run was begun, begin here."""
-    folder = os.path.realpath(logdir)
-    began = os.path.realpath(Path(folder, kept.get(BEGAN, os.path.relpath(os.path.realpath("."), folder))))
-    if began == os.path.realpath("."):
+    """Let the paths of a stored pipeline hold here: relative ones begin where the run was begun.
+
+    What lies in the logdir itself moves with it, and is copied with it.
+    """
+    folder, here = os.path.realpath(logdir), os.path.realpath(".")
+    origin, way = kept.get("logdir", folder), kept.get(BEGAN, os.path.relpath(here, folder))
+    began, copied = os.path.realpath(Path(folder, way)), origin != folder
+    if began == here and not copied:
         return kept
-    copied = kept.get("logdir", folder) != folder
 
     def moved(value: str) -> str:
+        inside = os.path.relpath(os.path.realpath(Path(origin, way, value)), origin)
+        if value and copied and inside.partition(os.sep)[0] != os.pardir:
+            return os.path.relpath(Path(folder, inside))
         there = Path(began, value)
         if not value or Path(value).is_absolute() or (copied and Path(value).exists() and not there.exists()):
             return value

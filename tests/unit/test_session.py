@@ -1,5 +1,6 @@
 """Which pipeline and which logdir a command line means."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,21 @@ def test_a_copied_logdir_takes_the_dataset_that_lies_here(tmp_path, monkeypatch)
     (here / "x" / sources.STORED).write_text((store.logdir / sources.STORED).read_text())
     monkeypatch.chdir(here)
     assert resolve(Asked("x"))[0].data == "datasets/carracing"
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("to", ["runs/y", "other/deep/x"])
+def test_the_dataset_inside_a_logdir_goes_with_it(tmp_path, monkeypatch, to, absolute):
+    """That of an iterated run: a copy must not read, and never fill, the one of the run that it was copied from."""
+    data = f"{tmp_path}/runs/x/rollouts" if absolute else "runs/x/rollouts"
+    store = make("runs/x", f"data={data}")
+    (store.logdir / "rollouts").mkdir()
+    shutil.copytree(store.logdir, to)
+    assert resolve(Asked(to))[0].data == f"{to}/rollouts"
+    assert sources.stored_sets(Path(to)) == [f'data="{to}/rollouts"']
+    assert resolve(Asked("runs/x"))[0].data == data
+    monkeypatch.chdir(tmp_path / to)
+    assert resolve(Asked("."))[0].data == "rollouts"
 
 
 def test_a_wrong_value_in_a_stored_pipeline_names_the_file():
