@@ -16,7 +16,8 @@ class Iterate:
         iterations: How often, the first one included; a larger number goes on. Source: Ha & Schmidhuber 2018,
             "Iterative Training Procedure".
         rollouts: Episodes that the controller adds to the dataset in each iteration after the first.
-        noise: Standard deviation of the Gaussian noise that is added to its actions meanwhile, in units of [-1, 1].
+        noise: Standard deviation of the Gaussian noise that is added to its actions meanwhile, in units of [-1, 1]; of
+            discrete ones the chance that a uniform one is taken instead.
         train_vae: Whether V is trained on; if not, it stays as the first iteration made it.
         vae_steps: Gradient steps of V on the grown dataset.
         dynamics_steps: Gradient steps of M.

@@ -51,7 +51,8 @@ class Generate:
         rollouts: Number of episodes.
         hold: Longest time that "held" keeps an action, steps. Source: Ha & Schmidhuber 2018 (Doom), 10.
         controller: The logdir whose controller acts, for policy "controller".
-        noise: Standard deviation of Gaussian noise added to the controller's actions, in units of [-1, 1].
+        noise: Standard deviation of Gaussian noise added to the controller's actions, in units of [-1, 1]; of discrete
+            ones the chance that a uniform one is taken instead.
     """
 
     policy: Literal["brown", "white", "held", "controller"] = "brown"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from wmrl import interrupts
 from wmrl.errors import UserError
@@ -145,7 +146,8 @@ class Policy:
         controller: The module; it is not changed.
         parameters: (R, n), row r's parameters in the order of `controller.parameters()`; None to use the module's own.
         sample: Whether actions are drawn from the controller's distribution (one controller only).
-        noise: Standard deviation of Gaussian noise added to continuous actions, units of [-1, 1].
+        noise: Standard deviation of Gaussian noise added to continuous actions, units of [-1, 1]; of discrete ones the
+            chance that a uniform action is taken instead.
     """
 
     def __init__(
@@ -177,10 +179,15 @@ class Policy:
             action, self._memory = self.controller.act(view, self._memory, sample=self.sample, rng=self._rng)
         else:
             action, self._memory = torch.vmap(self._one)(self._many, view, self._memory)
-        if self.noise and not self.controller.actions.discrete:
-            noise = torch.randn(action.shape, generator=self._rng, device=self._rng.device).to(action)
-            action = (action + self.noise * noise).clamp(-1, 1)
-        return action
+        return self._noisy(action) if self.noise else action
+
+    def _noisy(self, action: Tensor) -> Tensor:
+        how: dict[str, Any] = {"generator": self._rng, "device": self._rng.device}
+        if not self.controller.actions.discrete:
+            return (action + self.noise * torch.randn(action.shape, **how).to(action)).clamp(-1, 1)
+        rows, size = action.shape
+        other = one_hot(torch.randint(size, (rows,), **how), size).to(action)
+        return torch.where(torch.rand(rows, 1, **how) < self.noise, other, action)
 
     def _one(self, parameters: dict[str, Tensor], view: Tensor, memory: State) -> tuple[Tensor, State]:
         memory = tree_map(lambda x: x[None], memory)

@@ -255,6 +255,18 @@ def test_noise_is_repeatable_and_bounded(world, controller) -> None:
     assert np.abs(first).max() == 1 and first.std() > 0.1
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5, 2.0])
+def test_of_discrete_actions_noise_is_the_chance_of_a_uniform_one(noise) -> None:
+    policy, rows = Policy(Linear((4,), Actions(4, True)).requires_grad_(False), noise=noise), 2000
+    policy.begin(rows, [1])
+    action = policy.act(torch.zeros(rows, 4))
+    assert set(action.unique().tolist()) <= {0.0, 1.0} and bool((action.sum(1) == 1).all())
+    chosen = 1 - 0.75 * min(noise, 1)  # the first action, which all rows choose, may be drawn too
+    assert action.mean(0).tolist() == pytest.approx([chosen, *[(1 - chosen) / 3] * 3], abs=0.04)
+    policy.begin(rows, [1])
+    assert torch.equal(policy.act(torch.zeros(rows, 4)), action)
+
+
 def test_dreams_run_on_the_same_path_and_end_as_the_model_says(world, controller) -> None:
     bank = torch.tensor([[0.0, 0.0], [30.0, 0.0]])
     dream = Dream(world, controller, bank, max_steps=6)
