@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -217,7 +218,7 @@ def _quality(facts: dict[str, Any]) -> str:
     best, validation = facts.get("best"), facts.get("validation") or {}
     if facts.get("untrained"):
         return "untrained"
-    if isinstance(best, dict) and best.get("generation"):
+    if isinstance(best, dict) and math.isfinite(best.get("return", math.nan)):
         return states.best(best)
     loss = validation.get("model", validation).get("loss")
     return f"validation loss {loss:.4g}" if isinstance(loss, int | float) else ""

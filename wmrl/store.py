@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from wmrl import artifact, config, files
+from wmrl import artifact, config, files, memory
 from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
@@ -248,7 +248,7 @@ def follow(path: Path, name: str) -> tuple[Path, Artifact]:
         ContractError: if a file refers to one that has changed since.
     """
     path = path / f"{name}.h5" if path.is_dir() else path
-    found = artifact.read(path, name)
+    found = memory.read(path, name)
     if "from" not in found.facts:
         return path, found
     target = referred(path, found.facts)

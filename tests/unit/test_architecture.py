@@ -29,6 +29,7 @@ LAYERS = [
         "sinks",
         "log",
         "artifact",
+        "memory",
     },
     {"stats", "recording", "video", "curves", "images"},
     {"precision", "optimizers", "schedule", "gauge"},

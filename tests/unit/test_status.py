@@ -338,3 +338,10 @@ def test_a_shard_that_was_cut_is_damage(whole, left):
     shard.write_bytes(shard.read_bytes()[:left])
     found = entry(whole, "data")
     assert found.state == "damaged" and shard.name in found.why and "truncated" in found.why
+
+
+def test_a_search_that_kept_the_mean_it_began_with_says_what_that_returned(store):
+    facts = {"steps": 8, "best": {"return": 10.5, "generation": 0}}
+    store.save("controller", Artifact("controller", facts=facts))
+    (entry,) = [entry for entry in status.report(store.logdir).entries if entry.name == "controller"]
+    assert entry.detail == "8 steps, validation return 10.5 in generation 0"

@@ -14,6 +14,7 @@ from wmrl import artifact, pipeline, session
 from wmrl.agreement import check_components, reconcile
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.locking import lock
+from wmrl.memory import in_memory
 from wmrl.spec import Actions, Space
 from wmrl.store import Store, rebuild
 
@@ -46,6 +47,27 @@ def test_a_component_is_rebuilt_from_its_artifact_alone(store):
     for name, tensor in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
     assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_in_memory_an_artifact_is_read_once_for_each_time_it_is_made(store, monkeypatch):
+    reads, read = [], artifact.read
+    store.save("dynamics", small_dynamics()[1])
+    monkeypatch.setattr(artifact, "read", lambda path, name: reads.append(name) or read(path, name))
+    with in_memory():
+        first = store.load("dynamics")
+        assert Store(store.logdir, store.pipe).load("dynamics") is first and len(reads) == 1
+        other = dataclasses.replace(first, tensors={name: array + 1 for name, array in first.tensors.items()})
+        store.save("dynamics", other)
+        reads.clear()
+        assert store.load("dynamics").hash == other.hash != first.hash and store.load("dynamics") and len(reads) == 1
+        store.path("dynamics").write_bytes(store.path("dynamics").read_bytes()[:-9])
+        with pytest.raises(ArtifactError, match="truncated"):
+            store.load("dynamics")
+        store.path("dynamics").unlink()
+        with pytest.raises(ArtifactError, match="missing"):
+            store.load("dynamics")
+    store.save("dynamics", first)
+    assert store.load("dynamics") is not store.load("dynamics")
 
 
 def test_an_artifact_says_who_made_it(store):
