@@ -249,6 +249,7 @@ def test_runs_of_two_seeds_share_the_first_rollouts_and_nothing_else(once, launc
         (("--iterations", "0"), 2, "iterate.iterations: must be greater than 0, got 0"),
         (("--noise", "-1"), 2, "iterate.noise: must not be negative"),
         (("--set", "iterate.steps=3"), 2, "iterate.steps: unknown key"),
+        (("--data", "datasets/other"), 2, "data: the iterations so far are of runs/tiny/seed-1/rollouts"),
     ],
 )
 def test_what_makes_no_sense_is_refused(once, launch, tmp_path, words, code, why) -> None:
@@ -257,11 +258,29 @@ def test_what_makes_no_sense_is_refused(once, launch, tmp_path, words, code, why
     assert (ran.code, ran.out) == (code, "") and why in ran.err
 
 
+@pytest.mark.parametrize(("step", "counts"), [(4, [23, 29]), (40, [20, 29])])
+def test_episodes_that_were_added_meanwhile_are_counted(launch, pipeline_text, tmp_path, step, counts) -> None:
+    folder = begin(tmp_path, pipeline_text)
+    assert launch.stage(folder, "iterate", fault={"on": "gradient", "nth": step, "do": "term"}).code == 143
+    assert launch(folder, "generate", "--logdir", str(LOGDIR), "--append", "3", "--threads", "1").code == 0
+    ran = launch.stage(folder, "iterate", "--iterations", "2", "--json")
+    assert ran.code == 0, ran.err
+    assert [row["episodes_of_data"] for row in json.loads(ran.out)["iterations"]] == counts
+    assert len(Episodes(folder / OWN)) == 29
+
+
 def test_models_that_another_command_has_changed_are_refused(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "changed")
     assert launch.stage(folder, "train-controller", "--noreload", "--set", "trainer.sigma=0.7").code == 0
     ran = launch.stage(folder, "iterate")
     assert ran.code == 5 and "controller.h5 is not what iteration 1 ended with" in ran.err
+
+
+def test_iterations_are_not_begun_anew_where_the_record_of_them_is_lost(once, launch, tmp_path) -> None:
+    folder = copied(once, tmp_path / "lost")
+    (folder / LOGDIR / "iterate.part.h5").unlink()
+    ran = launch.stage(folder, "iterate", "--iterations", "2")
+    assert ran.code == 3 and "iterate.part.h5 is missing" in ran.err and not ran.of("gradient")
 
 
 def test_for_other_commands_a_model_that_moved_is_another_one(once, launch, tmp_path) -> None:

@@ -24,9 +24,10 @@ from wmrl import artifact, interrupts, sources
 from wmrl.data import plan, shards
 from wmrl.data.adopt import adopt
 from wmrl.data.episodes import Episodes
-from wmrl.errors import ConfigError, ContractError
+from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.evaluation import scores_in
 from wmrl.log import Log
+from wmrl.memory import in_memory
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
 from wmrl.stages import rounds as kept
@@ -47,19 +48,30 @@ PARENTS = {"vae": "representation", "dynamics": "dynamics"}
 Call = Callable[[Pipeline, Store, Log, Run], None]
 
 
+@in_memory()
 def iterate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     """Bring a run to the number of iterations that its pipeline asks for, and show how each one scored.
 
     Raises:
-        ArtifactError: if a part is missing or damaged.
-        ConfigError: if M is another run's, which cannot be trained on here; or as the stages.
+        ArtifactError: if a part is missing or damaged, or what is kept of the iterations so far.
+        ConfigError: if M is another run's, which cannot be trained on here; if other data are named than the
+            iterations so far are of; or as the stages.
         ContractError: if data or models are not those that the last iteration ended with.
         Stopped: if a signal asked to stop; the same command continues.
     """
     if "from" in pipe.dynamics:
         raise ConfigError("dynamics.from: iterate trains M on, and that of another run must not change; name a kind")
+    rounds, own = kept.read(store.logdir), store.logdir / ROLLOUTS
+    if not rounds and store.exists(kept.NAME):
+        raise ArtifactError(
+            f"{store.part(kept.NAME)} is missing: without it the iterations of {store.path(kept.NAME)} cannot go on; "
+            "put it back, or begin in another --logdir"
+        )
+    if rounds and Path(pipe.data).resolve() != own.resolve():
+        raise ConfigError(
+            f"data: the iterations so far are of {own}, this call says {pipe.data}; take another --logdir"
+        )
     pipe = _with_own_data(pipe, store, log, run)
-    rounds = kept.read(store.logdir)
     log.rewind(max((each.global_step for each in rounds), default=-1))
     _check(store.logdir, pipe, rounds)
     if not kept.left(rounds, pipe):
@@ -136,7 +148,8 @@ class _Iteration:
     def go(self) -> None:
         """Do what is left of it."""
         self.log.say(f"iteration {self.now.number} of {max(self.pipe.iterate.iterations, self.now.number)}")
-        if lacking := self.now.episodes - plan.base(Path(self.pipe.data)):
+        lacking = self.now.episodes - plan.base(Path(self.pipe.data))
+        if lacking > 0:  # another command may have added some by then
             self._stage(
                 "generate", generate, pipe=self._collecting(), run=dataclasses.replace(self.run, append=lacking)
             )
@@ -177,7 +190,9 @@ class _Iteration:
         made, store, now = artifact.read(self.store.path("test"), "test"), self.store, self.now
         parts = {name: store.load(name) for name in ("vae", "dynamics", "controller")}
         now.score = next(iter(scores_in(made).values()))  # the protocol that was asked for last
-        now.hashes = {"data": store.episodes().hash, **{name: part.hash for name, part in parts.items()}}
+        episodes = store.episodes()
+        now.episodes = len(episodes)
+        now.hashes = {"data": episodes.hash, **{name: part.hash for name, part in parts.items()}}
         now.losses = {name: loss for name in PARENTS if (loss := _loss(parts[name].facts)) is not None}
         now.global_step, now.stage = parts["controller"].facts["global_step"], ""
         losses = {f"eval/{name}_loss": loss for name, loss in now.losses.items()}
