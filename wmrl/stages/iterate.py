@@ -45,6 +45,9 @@ ROLLOUTS = "rollouts"
 PARENTS = {"vae": "representation", "dynamics": "dynamics"}
 """Models that move from one iteration to the next, and what they are called as parents."""
 
+STAGES = ("generate", "train-vae", "train-dynamics", "train-controller", "test-controller")
+"""What an iteration does, in order."""
+
 Call = Callable[[Pipeline, Store, Log, Run], None]
 
 
@@ -161,7 +164,9 @@ class _Iteration:
         self._finish()
 
     def _stage(self, name: str, call: Call, *, pipe: Pipeline | None = None, run: Run | None = None) -> None:
-        """Call a stage; from the second iteration on, its logs and metrics bear the iteration's number."""
+        """Call a stage that is not over; from the second iteration on, its logs and metrics bear its number."""
+        if STAGES.index(name) < STAGES.index(self.now.stage):
+            return  # called again after the dataset grew by hand, it would move a model that others are trained on
         self.now.stage = name
         kept.save(self.store, self.rounds)
         interrupts.check()
