@@ -160,6 +160,8 @@ def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry]) 
     except ArtifactError as error:
         return _damaged(entry, path if path.exists() else part, error)
     facts, parents = about["facts"], about["parents"]
+    if "from" in facts:  # on which data another run made it is that run's affair
+        parents = {name: hash_ for name, hash_ in parents.items() if name != "data"}
     entry = dataclasses.replace(entry, state="complete", detail=_detail(about), hash=_hash(about), parents=parents)
     try:
         tree = states.read(part, name)
@@ -176,7 +178,7 @@ def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry]) 
     if why:
         anew = () if name == "test" else ("--noreload",)
         return dataclasses.replace(entry, state="stale", why=why, command=_command(MAKERS[name], logdir, *anew))
-    grown = name == "vae" and above["data"].hash not in ("", parents.get("data", ""))
+    grown = name == "vae" and "data" in parents and above["data"].hash not in ("", parents["data"])
     why = f"episodes were appended since; {entry.command} continues on them" if grown else ""
     return dataclasses.replace(entry, why=why)
 

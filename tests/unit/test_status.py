@@ -213,6 +213,14 @@ def test_a_reference_follows_its_file(whole, tmp_path):
     assert entry(whole, "vae").state == "stale" and "missing" in entry(whole, "vae").why
 
 
+def test_a_model_of_another_run_may_have_seen_other_data(whole, tmp_path):
+    other = Store(tmp_path / "other", whole.pipe)
+    save(other, "vae", 0, {"data": "of another game"})
+    whole.refer("vae", str(other.path("vae")))
+    found = entry(whole, "vae")
+    assert (found.state, found.why) == ("complete", "") and "other" in found.detail
+
+
 def test_a_process_at_work_is_seen(whole):
     assert not status.report(whole.logdir).busy
     with lock(whole.logdir):
