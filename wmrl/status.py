@@ -84,13 +84,16 @@ def report(logdir: Path | str) -> Report:
     folder = Path(logdir)
     if not folder.is_dir():
         raise ArtifactError(f"there is no folder {folder}; a logdir is made by the first stage, wmrl generate")
-    past = _rounds(folder)
+    try:
+        past, broken = rounds.read(folder), ""
+    except ArtifactError as error:
+        past, broken = [], str(error)
     pipe = rounds.planned(pipeline.load(folder), past)
     entries = [_data(pipe, folder)]
     for name in MAKERS:
         entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}))
     entries.append(_videos(folder, entries[-1]))
-    left = bool(past) and rounds.left(past, pipe)
+    left = bool(broken) or (bool(past) and rounds.left(past, pipe))
     todo = [_command("iterate", folder)] if left else [entry.command for entry in entries if entry.state != "complete"]
     scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
     return Report(
@@ -101,7 +104,7 @@ def report(logdir: Path | str) -> Report:
         _busy(folder),
         entries,
         scores,
-        rounds.words(past, pipe),
+        broken or rounds.words(past, pipe),
         next(iter(todo), ""),
     )
 
@@ -288,11 +291,3 @@ def _busy(logdir: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _rounds(logdir: Path) -> list[rounds.Round]:
-    """The iterations of a logdir; a damaged record of them is what `wmrl iterate` will tell."""
-    try:
-        return rounds.read(logdir)
-    except ArtifactError:
-        return []

@@ -221,6 +221,12 @@ def test_a_model_of_another_run_may_have_seen_other_data(whole, tmp_path):
     assert (found.state, found.why) == ("complete", "") and "other" in found.detail
 
 
+def test_a_damaged_record_of_iterations_is_told_and_no_stage_is_suggested(whole):
+    (whole.logdir / "iterate.part.h5").write_bytes(b"no more")
+    found = status.report(whole.logdir)
+    assert "iterate.part.h5" in found.iterations and found.next.startswith("wmrl iterate")
+
+
 def test_a_process_at_work_is_seen(whole):
     assert not status.report(whole.logdir).busy
     with lock(whole.logdir):
