@@ -12,13 +12,15 @@ from wmrl import interrupts
 from wmrl.comparison.heldout import HORIZONS, HeldOut, blocks
 from wmrl.data.codes import Codes
 from wmrl.seeding import generator
-from wmrl.spec import Batch, State, take
+from wmrl.spec import Batch, State, take, tree_map
 from wmrl.world import WorldModel
 
 AWAKE_ROWS = 64
 """Windows that are stepped together with open eyes."""
 DREAM_ROWS = 256
 """Dreams that are stepped together; memory bounds them."""
+ASKED = 256
+"""Steps of episodes that are asked about together: a model that draws number by number takes that long only once."""
 
 SHOWN = sorted({*HORIZONS, 30, 40})
 """Dreamt steps whose latents are kept: for pixels, and for the strip."""
@@ -240,6 +242,17 @@ def outcomes(world: WorldModel, held: HeldOut, codes: Codes, how: How) -> Outcom
         return world.draw(column("code", rows), sample=False)
 
     state, parts = dynamics.start(latents(start), rng=rng), []
+    asked: list[tuple[State, Tensor, np.ndarray]] = []  # what is known before a step, its action, its rows
+
+    def ask() -> None:
+        states, actions, rows = zip(*asked, strict=True)
+        asked.clear()
+        at, steps = np.concatenate(rows), order[np.concatenate([np.arange(len(each)) for each in rows])]
+        together = tree_map(lambda *each: torch.cat(each), *states)
+        _, reward, cont = dynamics.imagine(together, torch.cat(actions), rng=rng, temperature=1.0)
+        wrong = (reward - column("reward", at).float()).square()
+        parts.append((steps, wrong.cpu().numpy(), 1 - cont.cpu().numpy(), codes.columns["terminated"][at]))
+
     for t in range(int(lengths.max())):
         interrupts.check()
         alive = int((lengths > t).sum())
@@ -247,10 +260,12 @@ def outcomes(world: WorldModel, held: HeldOut, codes: Codes, how: How) -> Outcom
         if t and alive < int((lengths > t - 1).sum()):
             state = take(state, torch.arange(alive, device=how.device))
         action = column("action", rows).float()
-        _, reward, cont = dynamics.imagine(state, action, rng=rng, temperature=1.0)
-        wrong = (reward - column("reward", rows).float()).square()
-        parts.append((order[:alive], wrong.cpu().numpy(), 1 - cont.cpu().numpy(), codes.columns["terminated"][rows]))
+        asked.append((state, action, rows))
+        if sum(len(each[2]) for each in asked) >= ASKED:
+            ask()
         state = dynamics.observe(state, action, latents(rows + 1), rng=rng)
         if t % 100 == 0:
             how.tick()
+    if asked:
+        ask()
     return Outcomes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
