@@ -42,19 +42,22 @@ LINEAR = resolved(CONTROLLERS, {"kind": "linear"}, "controller")
 FEW = ("--starts", "12", "--samples", "2", "--no-speed", "-q")
 
 
-def dataset(folder, first=0, count=16):
-    """Frames whose brightness the action sets; odd episodes end by themselves."""
-    made = []
-    for number in range(first, first + count):
+def dataset(folder, first=0, count=16, short=()):
+    """Frames whose brightness the action sets; odd episodes end by themselves, `short` ones after two steps."""
+    write_shard(folder, 0, list(made(range(first, first + count), short)), META)
+    complete(folder)
+    return folder
+
+
+def made(numbers, short=()):
+    """The episodes of these numbers."""
+    for number in numbers:
         rng = np.random.default_rng(number)
-        action = rng.uniform(-1, 1, (20 + number % 3, 1)).astype(np.float32)
+        action = rng.uniform(-1, 1, (3 if number in short else 20 + number % 3, 1)).astype(np.float32)
         obs = np.full((len(action), 3, 32, 32), 40, np.uint8)
         obs[1:] = (130 + 90 * action[:-1]).astype(np.uint8)[..., None, None]
         action[-1], end = 0, np.arange(len(action)) == len(action) - 2
-        made.append(Episode(obs, action, action[:, 0], end & bool(number % 2), end & (number % 2 == 0), seed=number))
-    write_shard(folder, 0, made, META)
-    complete(folder)
-    return folder
+        yield Episode(obs, action, action[:, 0], end & bool(number % 2), end & (number % 2 == 0), seed=number)
 
 
 def run(logdir, data, *, vae=0, seed=0, pipeline_seed=1):
@@ -102,8 +105,12 @@ def two(tmp_path, monkeypatch):
 
 def compared(capsys, out, *words):
     """The JSON that `wmrl compare` prints, and the page."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no number of JSON")
+
     assert compare_exits(*words, "--out", out, "--json") == 0
-    return json.loads(capsys.readouterr().out), out.read_text()
+    return json.loads(capsys.readouterr().out, parse_constant=refuse), out.read_text()
 
 
 def compare_exits(*words):
@@ -123,7 +130,7 @@ def test_models_stand_beside_both_baselines(two, tmp_path, capsys):
         assert {"latent_5", "ssim_5", "reward", "auc", "ece"} <= {k for k, v in numbers.items() if v is not None}
         assert numbers["ssim_1_best"]["value"] >= numbers["ssim_1"]["value"]
         assert numbers["latent_5_best"]["value"] <= numbers["latent_5"]["value"]
-    assert last["auc"] == 0.5 and one["real"] is None and one["dreamt"] is None
+    assert last["auc"]["value"] == 0.5 and one["real"] is None and one["dreamt"] is None
     held = Episodes(tmp_path / "data").split(0.4, 1)[1]
     assert found["held_out"]["episodes"] == held.tolist()
     assert found["held_out"]["warmup"] == 10 and found["held_out"]["horizons"][:3] == [1, 2, 5]
@@ -197,6 +204,53 @@ def test_episodes_must_be_held_out_of_all_models(two, tmp_path, capsys):
     other, one, theirs = run(tmp_path / "other", tmp_path / "data", seed=3, pipeline_seed=apart), kept[1], kept[apart]
     assert compare_exits(two[0], other) == 5
     assert f"only {len(one & theirs)} of 16 episodes were kept from all models" in capsys.readouterr().err
+
+
+def test_a_model_that_diverges_has_no_numbers_and_the_others_have_theirs(two, tmp_path, capsys):
+    def spoilt(name):
+        made = Store(two[1], parse({**TABLE, "data": "nowhere"})).load("dynamics")
+        tensors = {k: v * np.float32("nan") if k.startswith(name) else v for k, v in made.tensors.items()}
+        return dataclasses.replace(made, tensors=tensors)
+
+    Store(two[1], parse({**TABLE, "data": "nowhere"})).save("dynamics", spoilt("rnn"))
+    act(two[1], [0.0, 1.0, 5.0])
+    found, page = compared(capsys, tmp_path / "page.html", *two)
+    one, other = (model["numbers"] for model in found["models"][:2])
+    assert one["nats"] is not None and one["ssim_5"] is not None
+    assert all(other[key] is None for key in ("nats", "gap", "latent_5", "ssim_5", "reward", "auc", "ece", "dreamt"))
+    assert "two diverged" in found["notes"][0] and "two diverged" in page
+
+
+def test_windows_of_short_episodes_leave_something_to_dream(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "BATCHES", 1)
+    data = dataset(tmp_path / "data")
+    short = Episodes(data).split(0.4, 1)[1][:1]
+    logdir = run(tmp_path / "run", dataset(tmp_path / "other", short=short))
+    assert compare_exits(logdir, "--out", tmp_path / "page.html", "--starts", "1") == 0
+
+
+def test_appended_episodes_change_nothing(two, tmp_path, capsys):
+    before, _ = compared(capsys, tmp_path / "page.html", *two)
+    more = tmp_path / "data"
+    write_shard(more, 16, list(made(range(16, 40))), META)
+    complete(more)
+    assert compared(capsys, tmp_path / "page.html", *two)[0] == before
+
+
+def test_how_a_model_learnt_is_shown_where_it_is_noted(two, tmp_path, capsys):
+    (two[0] / "metrics").mkdir()
+    (two[0] / "metrics" / "train-dynamics.jsonl").write_text('{"global_step": 5, "time": 1.0, "eval/nll": 1.5}\n')
+    found, page = compared(capsys, tmp_path / "page.html", *two)
+    assert [model["curves"].get("training") for model in found["models"][:2]] == [{"x": [5], "y": [1.5]}, None]
+    assert "Training: nats" in page
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_measured(two, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert compare_exits(tmp_path / "nowhere", "--out", tmp_path / "file" / "page.html") == 3
+    assert "page.html cannot be written" in capsys.readouterr().err
+    assert compare_exits(tmp_path / "nowhere", "--out", tmp_path / "new" / "page.html") == 3
+    assert not (tmp_path / "new").exists()
 
 
 def test_wrong_calls_are_told(two, tmp_path, capsys):

@@ -104,7 +104,9 @@ def test_who_knows_the_truth_has_no_error_and_the_right_nats(known):
     assert sorted(dreams.dreamt) == [1, 2, 5, 10, 20, 30]
 
 
-def test_every_step_of_every_episode_is_asked_once_for_its_outcome(known):
+@pytest.mark.parametrize("asked", [1, 50, 1000])
+def test_every_step_of_every_episode_is_asked_once_for_its_outcome(known, asked, monkeypatch):
+    monkeypatch.setattr(measures, "ASKED", asked)
     codes, held = known
     found = measures.outcomes(WorldModel(Plain(), Truth()), held, codes, HOW)
     assert np.bincount(found.episode).tolist() == codes.lengths.tolist()
@@ -138,6 +140,31 @@ def test_the_ranking_of_ends_is_the_share_of_pairs_in_order():
     chance, ended = np.array([0.9, 0.2, 0.5, 0.5, 0.1]), np.array([1, 0, 1, 0, 0], bool)
     assert endings.auc(chance, ended) == pytest.approx((3 + 2.5) / 6)
     assert endings.auc(chance, ended & False) is None and endings.auc(chance, ended | True) is None
+
+
+def test_the_interval_of_the_ranking_is_that_of_episodes_resampled_by_hand():
+    rng = np.random.default_rng(0)
+    episode = np.repeat(np.arange(12), 30)
+    ended = (np.arange(360) % 30 == 29) & (episode % 3 > 0)
+    chance = np.round(rng.uniform(0, 1, 360) + 0.4 * ended, 1)  # with ties
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(episode == e) for e in rng.integers(0, 12, 12)])
+        drawn.append(endings.auc(chance[rows], ended[rows]))
+    between = endings.auc_interval(chance, ended, episode)
+    assert between == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.015)
+    assert between[0] < endings.auc(chance, ended) < between[1]
+    assert endings.auc_interval(chance, ended & False, episode) is None
+
+
+def test_a_model_that_diverged_is_not_judged_by_the_episodes_in_which_it_did_not(known):
+    _, held = known
+    values, mask = np.ones((12, 40)), np.ones((12, 40))
+    values[0, 3], values[11] = np.nan, np.nan
+    mask[11] = 0  # behind the end of an episode nothing counts
+    each = held.by_episode(values, mask)
+    assert each.tolist() == [np.inf, 1, 1, 1]
+    assert results.estimate(each) is None and results.estimate(np.array([np.nan, 1, 3])).value == 2
 
 
 def test_predictions_that_mean_what_they_say_have_no_calibration_error():

@@ -1,4 +1,4 @@
-"""What the controllers of the logdirs score: in the real environment, as it was tested, and in their own dreams."""
+"""What logdirs tell of themselves: how the model learnt, and what its controller scores, tested and in its dreams."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,15 @@ import torch
 from wmrl import artifact, config, seeding
 from wmrl.comparison.measures import How
 from wmrl.comparison.subjects import Subject
+from wmrl.curves import Curve, collect
 from wmrl.data.episodes import Episodes
 from wmrl.dream import Dream, Dreamer, first_codes
+from wmrl.errors import UserError
 from wmrl.evaluation import Score, scores_in
 from wmrl.log import Log
 from wmrl.rollout import Policy, play
 from wmrl.stages.subject import moved
+from wmrl.store import Store, follow
 from wmrl.trainers import TRAINERS
 
 DREAMS = 64
@@ -37,6 +40,15 @@ def real(subject: Subject, log: Log) -> Score | None:
     return next(iter(scores_in(made).values()))
 
 
+def learning(store: Store) -> Curve | None:
+    """Nats per dimension on a model's own validation windows against gradient steps; None where nothing is noted.
+
+    Raises:
+        ArtifactError: if its metrics cannot be read.
+    """
+    return collect(follow(store.logdir, "dynamics")[0].parent).get("train-dynamics: eval/nll")
+
+
 def protocols(scores: Mapping[str, Score]) -> str:
     """What has to be said if scores, by the models' names, are of different protocols; "" if they are not."""
     if len({score.protocol.hash for score in scores.values()}) < 2:
@@ -47,6 +59,8 @@ def protocols(scores: Mapping[str, Score]) -> str:
 
 def dreamt(subject: Subject, episodes: Episodes, how: How) -> np.ndarray | None:
     """Returns (64,) of the stored controller in dreams, as its trainer would dream them; None if there is none.
+
+    One that is infinite if the dream diverges.
 
     Raises:
         ArtifactError, ContractError: if the controller is damaged, or was made on other parts.
@@ -62,4 +76,7 @@ def dreamt(subject: Subject, episodes: Episodes, how: How) -> np.ndarray | None:
     bank = first_codes(world, episodes, torch.device(how.device))
     dream = Dream(world, controller, bank, **settings)
     seeds = [seeding.number(how.seed, "compare", "dreams", i) for i in range(DREAMS)]
-    return play(dream, Dreamer(Policy(controller), how.device), seeds).returns
+    try:
+        return play(dream, Dreamer(Policy(controller), how.device), seeds).returns
+    except UserError:  # features that are not finite
+        return np.array([np.inf])

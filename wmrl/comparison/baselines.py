@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wmrl import artifact, seeding
+from wmrl.comparison.heldout import HeldOut
 from wmrl.comparison.subjects import Split, Subject
-from wmrl.data.episodes import Episodes
 from wmrl.data.windows import windows
 from wmrl.spec import Batch, Step
 from wmrl.stages.train_dynamics import fresh, spread
@@ -73,7 +73,7 @@ class LastLatent(nn.Module):
         return -0.5 * (move.square() / self.variance + self.variance.log() + math.log(2 * math.pi)).sum(-1)
 
 
-def last_latent(first: Subject, episodes: Episodes, *, seed: int, device: str) -> Subject:
+def last_latent(first: Subject, held: HeldOut, *, seed: int, device: str) -> Subject:
     """The guess that nothing changes, fitted to windows of the first model's training episodes.
 
     Raises:
@@ -82,8 +82,9 @@ def last_latent(first: Subject, episodes: Episodes, *, seed: int, device: str) -
     assert first.store is not None
     world, pipe = first.world, first.store.pipe
     kept = first.splits[-1] if first.splits else Split(pipe.validation, pipe.seed)
-    training = episodes.split(kept.fraction, kept.seed)[0]
-    source = windows(episodes, ROWS, STEPS, key=(seed, "compare", "last latent"), episodes=training)
+    training = held.episodes.split(kept.fraction, kept.seed)[0]
+    training = training[training < held.count]
+    source = windows(held.episodes, ROWS, STEPS, key=(seed, "compare", "last latent"), episodes=training)
     batches = [next(source).to(device) for _ in range(BATCHES)]
     draws = [seeding.generator(seed, "compare", "last latent", k, device=device) for k in range(BATCHES)]
     variance = spread(world, zip(batches, draws, strict=True))

@@ -1,6 +1,7 @@
 """The command `wmrl compare`: measure, print, and write the page."""
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from wmrl import files, interrupts, stdout
 from wmrl.comparison import page, table
 from wmrl.comparison.comparison import Options, compare
-from wmrl.errors import ConfigError
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.log import SCHEMA_VERSION, Log
 
 NAME = "compare"
@@ -32,6 +33,7 @@ def run(
     """
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file: {out / 'compare.html'}")
+    _check_writable(out)
     interrupts.install()
     with (
         tempfile.TemporaryDirectory() as folder,  # logdirs are only read: what a log keeps goes where it is forgotten
@@ -45,3 +47,10 @@ def run(
         stdout.write(json.dumps(values, indent=2) + "\n")
     else:
         stdout.write(table.render(found))
+
+
+def _check_writable(out: Path) -> None:
+    """Tell before hours of measuring, and without making a folder, that the page cannot be written."""
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ArtifactError(f"{out} cannot be written: {there} is no folder that can be written to")

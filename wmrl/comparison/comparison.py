@@ -9,13 +9,14 @@ import numpy as np
 from wmrl.comparison import acting, baselines, endings, heldout, measures, pixels, speed, subjects
 from wmrl.comparison.heldout import HeldOut
 from wmrl.comparison.measures import How
-from wmrl.comparison.results import Comparison, Findings, estimate
+from wmrl.comparison.results import Comparison, Estimate, Findings, Number, estimate
 from wmrl.comparison.subjects import Subject
 from wmrl.data.codes import Codes
 from wmrl.errors import ConfigError
 from wmrl.log import Log
 
 LATENT = "numbers in latent space would not compare, and are left out"
+DIVERGED = "what it gave is not finite everywhere, and the numbers that it spoils are left out"
 NO_END = "no end in the data: the held-out episodes all ran into the time limit"
 
 
@@ -102,7 +103,7 @@ def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
     log.say(f"{len(held.numbers)} held-out episodes, {len(held.window)} windows of {held.steps} steps")
     twin = baselines.untrained(first, options.device)
     beside = [] if twin.hashes["dynamics"] in {subject.hashes["dynamics"] for subject in found} else [twin]
-    beside.append(baselines.last_latent(first, episodes, seed=options.seed, device=options.device))
+    beside.append(baselines.last_latent(first, held, seed=options.seed, device=options.device))
     for baseline in beside:
         if baseline.name in {subject.name for subject in found}:
             baseline.name += " (baseline)"
@@ -154,42 +155,44 @@ def _likelihood(model: Findings, codes: Codes, work: _Work) -> None:
         return
     parts = {"nats": slice(0, held.warmup), "nats_late": slice(held.warmup, None)}
     for name, part in parts.items():
-        model.numbers[name] = estimate(held.by_episode(found.awake[:, part], found.mask[:, part]))
-    model.numbers["gap"] = estimate(found.gap)
+        model.put(name, held.by_episode(found.awake[:, part], found.mask[:, part]))
+    model.put("gap", found.gap)
     model.curves["nats"] = _curve(found.awake, found.mask)
+    if subject.store is not None and (learnt := acting.learning(subject.store)):
+        model.curves["training"] = learnt
 
 
 def _dreams(model: Findings, codes: Codes, work: _Work) -> None:
-    subject, numbers, held = model.subject, model.numbers, work.held
+    subject, held = model.subject, work.held
     model.dreams = found = measures.dreams(subject.world, held, codes, work.how, work.options.samples)
-    numbers["reward_dream"] = estimate(held.by_episode(found.reward.mean(1), found.mask))
+    model.put("reward_dream", held.by_episode(found.reward.mean(1), found.mask))
     steps, wrong = _curve(found.reward.mean(1), found.mask)
-    model.curves["reward"] = (steps, list(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)))
+    model.curves["reward"] = (steps, [float(x) for x in np.cumsum(wrong) / np.arange(1, len(wrong) + 1)])
     for h in pixels.horizons(held) if subject.shares else ():
         errors, mask = found.latent[..., h - 1], found.mask[:, h - 1]
-        numbers[f"latent_{h}"] = estimate(held.by_episode(errors.mean(1), mask))
-        numbers[f"latent_{h}_best"] = estimate(held.by_episode(errors.min(1), mask))
+        model.put(f"latent_{h}", held.by_episode(errors.mean(1), mask))
+        model.put(f"latent_{h}_best", held.by_episode(errors.min(1), mask))
     if subject.shares:
         model.curves["latent"] = _curve(found.latent.mean(1), found.mask)
         drawn = measures.noise(subject.world, held, codes, work.how)
-        numbers["floor"] = estimate(held.by_episode(drawn, np.ones(len(drawn))))
+        model.put("floor", held.by_episode(drawn, np.ones(len(drawn))))
 
 
 def _likeness(model: Findings, codes: Codes, work: _Work) -> None:
     found, model.dreams = model.dreams, None  # many latents: they are not kept
     if not work.pictures or found is None:
         return
-    world, held, numbers = model.subject.world, work.held, model.numbers
+    world, held = model.subject.world, work.held
     reached = pixels.horizons(held)
     alike = pixels.similarity(world, held, found, work.tick)
     for i, h in enumerate(reached):
         mask = found.mask[:, h - 1]
-        numbers[f"ssim_{h}"] = estimate(held.by_episode(alike[..., i].mean(1), mask))
-        numbers[f"ssim_{h}_best"] = estimate(held.by_episode(alike[..., i].max(1), mask))
+        model.put(f"ssim_{h}", held.by_episode(alike[..., i].mean(1), mask))
+        model.put(f"ssim_{h}_best", held.by_episode(alike[..., i].max(1), mask))
     at, mean = _curve(alike.mean(1), np.stack([found.mask[:, h - 1] for h in reached], 1))
     model.curves["ssim"] = ([float(reached[int(i) - 1]) for i in at], mean)
     limit = pixels.ceiling(world, held)
-    numbers["ceiling"] = estimate(held.by_episode(limit, np.ones(len(limit))))
+    model.put("ceiling", held.by_episode(limit, np.ones(len(limit))))
     model.strips = [pixels.dream_strip(world, held, found, row) for row in work.shown]
 
 
@@ -197,14 +200,14 @@ def _outcomes(model: Findings, codes: Codes, work: _Work) -> None:
     held = work.held
     found = measures.outcomes(model.subject.world, held, codes, work.how)
     numbers, count = model.numbers, len(held.numbers)
-    numbers["reward"] = estimate(_per_episode(found.reward, found.episode, count))
+    model.put("reward", _per_episode(found.reward, found.episode, count))
     model.ends = int(found.ended.sum())
     numbers |= dict.fromkeys(("auc", "brier", "ece"))
-    if model.ends:
+    if model.ends and np.isfinite(found.end).all():
         model.reliability = endings.reliability(found.end, found.ended)
-        numbers["auc"] = endings.auc(found.end, found.ended)
+        numbers["auc"] = _auc(found.end, found.ended, found.episode)
         numbers["ece"] = endings.calibration_error(model.reliability)
-        numbers["brier"] = estimate(_per_episode((found.end - found.ended) ** 2, found.episode, count))
+        model.put("brier", _per_episode((found.end - found.ended) ** 2, found.episode, count))
 
 
 def _acting(model: Findings, codes: Codes, work: _Work) -> None:
@@ -212,26 +215,36 @@ def _acting(model: Findings, codes: Codes, work: _Work) -> None:
     model.score = acting.real(subject, work.log)
     model.numbers["real"] = estimate(model.score.returns) if model.score is not None else None
     returns = acting.dreamt(subject, work.held.episodes, work.how)
-    model.numbers["dreamt"] = estimate(returns) if returns is not None else None
+    model.numbers["dreamt"] = None
+    if returns is not None:
+        model.put("dreamt", returns)
 
 
 def _per_episode(values: np.ndarray, episode: np.ndarray, count: int) -> np.ndarray:
-    """Means (count,) of the steps of each episode."""
+    """Means (count,) of the steps of each episode; infinite where one is no number."""
     sums = np.bincount(episode, values, count)
-    return sums / np.maximum(np.bincount(episode, minlength=count), 1)
+    return np.where(np.isnan(sums), np.inf, sums) / np.maximum(np.bincount(episode, minlength=count), 1)
+
+
+def _auc(chance: np.ndarray, ended: np.ndarray, episode: np.ndarray) -> Number:
+    """The area over all steps, episodes resampled as a whole for its interval: it is no mean that differences have."""
+    value = endings.auc(chance, ended)
+    between = endings.auc_interval(chance, ended, episode)
+    return value if value is None or between is None else Estimate(np.empty(0), value, *between)
 
 
 def _curve(values: np.ndarray, mask: np.ndarray) -> tuple[list[float], list[float]]:
-    """The mean over windows at each step, from 1 on, where any window is left."""
+    """The mean over windows at each step, from 1 on, where any window is left and the mean is a number."""
     count = (mask > 0).sum(0)
     total = np.where(mask > 0, values, 0).sum(0, dtype=np.float64)
-    steps = [i for i in range(len(count)) if count[i]]
+    steps = [i for i in range(len(count)) if count[i] and np.isfinite(total[i])]
     return [float(i + 1) for i in steps], [float(total[i] / count[i]) for i in steps]
 
 
 def _notes(models: Sequence[Findings]) -> list[str]:
     others = [model.subject.name for model in models if not model.subject.shares]
     notes = [f"{name} has another representation than {models[0].subject.name}: {LATENT}" for name in others]
+    notes += [f"{model.subject.name} diverged: {DIVERGED}" for model in models if model.diverged]
     if said := acting.protocols({model.subject.name: model.score for model in models if model.score is not None}):
         notes.append(said)
     if not models[0].ends:
@@ -248,7 +261,7 @@ def _about(first: Subject, held: HeldOut, options: Options) -> dict:
     return {
         "title": title,
         "environment": episodes.env["id"],
-        "dataset": {"path": str(episodes.path), "hash": first.hashes["data"], "episodes": len(episodes)},
+        "dataset": {"path": str(episodes.path), "hash": first.hashes["data"], "episodes": held.count},
         "representation": first.hashes["representation"],
         "held_out": {
             "episodes": [int(number) for number in held.numbers],

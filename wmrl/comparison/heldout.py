@@ -40,6 +40,7 @@ class HeldOut:
         first: (K,) the step that each window begins at.
         steps: T, steps of a window; behind the end of its episode it is masked.
         warmup: The steps with open eyes at the beginning of a window, before a dream.
+        count: Episodes that the first model's dataset held, appended ones left out.
     """
 
     episodes: Episodes
@@ -49,6 +50,7 @@ class HeldOut:
     first: np.ndarray
     steps: int
     warmup: int
+    count: int = 0
 
     @property
     def horizon(self) -> int:
@@ -89,12 +91,16 @@ class HeldOut:
         return self.episodes.gather((self.episodes.start[number] + at)[:, None])["obs"][:, 0]
 
     def by_episode(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Means over the windows of each episode: values and mask (K,) or (K, T) -> (E,), NaN where all is masked."""
+        """Means over the windows of each episode: values and mask (K,) or (K, T) -> (E,), NaN where all is masked.
+
+        Infinite where any value is no number: a model that diverged is not judged by the episodes in which it did not.
+        """
         total, count = np.zeros(len(self.numbers)), np.zeros(len(self.numbers))
         summed = tuple(range(1, mask.ndim))
         np.add.at(total, self.window, np.where(mask > 0, values, 0.0).sum(summed, dtype=np.float64))
         np.add.at(count, self.window, (mask > 0).sum(summed))
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        mean = np.where(np.isnan(total), np.inf, total) / np.maximum(count, 1)
+        return np.where(count > 0, mean, np.nan)
 
 
 def hold_out(episodes: Episodes, subjects: Sequence[Subject], *, starts: int, seed: int) -> HeldOut:
@@ -130,12 +136,12 @@ def hold_out(episodes: Episodes, subjects: Sequence[Subject], *, starts: int, se
     if len(numbers) > MOST:
         numbers = np.sort(draw.choice(numbers, MOST, replace=False))
     lengths = episodes.lengths[numbers]
-    steps = int(min(STEPS, lengths.max()))
-    warmup = min(WARMUP, max(1, int(np.median(lengths)) // 2))
     window = np.sort(np.arange(max(starts, 1)) % len(numbers))
+    steps = int(min(STEPS, lengths[window].max()))
+    warmup = min(WARMUP, max(1, int(np.median(lengths[window])) // 2))  # so that some window is left to dream
     fits = np.where(lengths >= warmup + HORIZONS[-1], lengths - warmup - HORIZONS[-1], lengths - warmup - 1)
     first = draw.integers(0, np.maximum(fits[window], 0) + 1)
-    return HeldOut(episodes, numbers, lengths, window, first, steps, warmup)
+    return HeldOut(episodes, numbers, lengths, window, first, steps, warmup, count)
 
 
 def held_out(seeds: np.ndarray, splits: Sequence[Split]) -> np.ndarray:

@@ -105,12 +105,18 @@ def _strips(comparison: Comparison) -> str:
     for k, real in enumerate(comparison.real):
         steps = "".join(f"<span>{'seen' if step == 0 else f'+{step}'}</span>" for step in comparison.moments)
         rows = [("", f'<div class="moments">{steps}</div>'), ("real", _image(real))]
-        rows.append(("reconstructed by V", _image(comparison.seen[k])))
+        rows.append((f"reconstructed by V{_whose(comparison)}", _image(comparison.seen[k])))
         rows += [(model.subject.name, _image(model.strips[k])) for model in comparison.models if model.strips]
         parts.append(
             f'<div class="strip">{"".join(f"<div>{escape(n)}</div><div>{cell}</div>" for n, cell in rows)}</div>'
         )
     return "\n".join(parts)
+
+
+def _whose(comparison: Comparison) -> str:
+    """Says whose V, where models have several."""
+    several = not all(model.subject.shares for model in comparison.models)
+    return f" of {comparison.models[0].subject.name}" if several else ""
 
 
 def _image(strip: np.ndarray) -> str:
@@ -135,7 +141,8 @@ def _method(about: dict[str, Any]) -> list[str]:
         "mean by twice the spread of its distribution, less in the best of its dreams. SSIM (Wang et al. 2004) is "
         "computed by scikit-image against the real frame, and V's reconstructions limit it.",
         "Rewards and ends: before every step of every held-out episode, eyes open, the model is asked what the step "
-        "will lead to. AUC is the Mann-Whitney statistic; the calibration error uses ten bins of equal mass.",
+        "will lead to. AUC is the Mann-Whitney statistic over all steps, its interval from whole episodes resampled; "
+        "the calibration error uses ten bins of equal mass.",
         "Baselines: the first model's network with the weights that its training began with; and a Gaussian around the "
         "last latent whose scale per dimension is fitted on training windows, with the mean reward and the share of "
         "steps that end.",

@@ -88,7 +88,7 @@ def dream_strip(world: WorldModel, held: HeldOut, found: Dreams, row: int) -> np
     """The first dream of window `row` at the same moments; the first picture is the last that was seen."""
     first = decoded(world, _seen(world, held.frames(np.array([row]), 0)))
     latents = torch.stack([found.dreamt[step][row, 0] for step in moments(held)[1:]])
-    return grid([[*first, *decoded(world, latents)]])
+    return grid([[*first, *np.nan_to_num(decoded(world, latents))]])
 
 
 def moments(held: HeldOut) -> list[int]:

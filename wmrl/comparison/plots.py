@@ -22,6 +22,7 @@ def draw(comparison: Comparison) -> dict[str, str]:
     models, warm = comparison.models, about["warmup"]
     sheets = {
         "Nats per dimension against the step of a window, eyes open": _lines(models, "nats", "step", mark=warm),
+        "Training: nats on each model's own validation windows": _lines(models, "training", "gradient steps"),
         "Latent error of dreams against the horizon": _lines(models, "latent", "dreamt steps", log=True),
         "Likeness (SSIM) of dreamt frames against the horizon": _lines(models, "ssim", "dreamt steps", limit=True),
         "Squared error of the reward, mean of all dreamt steps so far": _lines(models, "reward", "dreamt steps"),

@@ -46,10 +46,11 @@ class Findings:
     Args:
         subject: The model.
         numbers: By the keys of `table.ROWS`; None where a number means nothing here.
-        curves: Name -> (x, y): `nats`, `latent`, `ssim`, `reward`.
+        curves: Name -> (x, y): `nats`, `training`, `latent`, `ssim`, `reward`.
         reliability: Predicted and true frequencies of an end.
         strips: Pictures (height, width, 3) uint8, one for each window that is shown.
         ends: How many ends the held-out episodes hold.
+        diverged: Whether something that was measured is no finite number.
         score: Of its controller in the real environment.
         dreams: What it dreamt, until the frames have been compared.
     """
@@ -60,8 +61,14 @@ class Findings:
     reliability: list[Bin] = field(default_factory=list)
     strips: list[np.ndarray] = field(default_factory=list)
     ends: int = 0
+    diverged: bool = False
     score: Score | None = None
     dreams: Dreams | None = None
+
+    def put(self, key: str, each: np.ndarray) -> None:
+        """Keep the mean of the episodes (E,) and its interval as a number."""
+        self.numbers[key] = estimate(each)
+        self.diverged |= bool(np.isinf(each).any())
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Comparison:
         notes: What a reader has to know.
         moments: Steps that the strips show.
         real: Strips of the real frames, one for each window that is shown.
-        seen: The same frames as each model's representation sees them, by model.
+        seen: The same frames as the first model's representation sees them.
     """
 
     models: Sequence[Findings]
@@ -86,9 +93,9 @@ class Comparison:
 
 
 def estimate(each: np.ndarray) -> Estimate | None:
-    """The mean of the episodes that have a number (E,), and its interval; None if none has."""
-    there = each[np.isfinite(each)]
-    if not len(there):
+    """The mean of the episodes that have a number (E,), and its interval; None if none has, or one is infinite."""
+    there = each[~np.isnan(each)]
+    if not len(there) or not np.isfinite(there).all():
         return None
     low, high = interval(there, resamples=RESAMPLES, key=("compare", "interval"))
     return Estimate(each, float(there.mean()), low, high)
