@@ -14,7 +14,7 @@ from wmrl.log import Log
 from wmrl.run import Run, cores, device
 from wmrl.session import Session
 from wmrl.sources import STORED
-from wmrl.store import Store
+from wmrl.store import MAKERS, Store
 
 
 def launch(
@@ -46,6 +46,7 @@ def launch(
     run, pipe, logdir = _settings(common, settings), bound.pipe, bound.logdir
     store = Store(logdir, pipe)
     check_components(pipe)
+    _leave_to_iterate(store, writes, anew=run.noreload)
     verbosity = int(common["verbose"]) - int(common["quiet"])
     bar = False if common["no_progress"] else (True if run.display else None)
     with lock(logdir):
@@ -57,6 +58,19 @@ def launch(
             stage = getattr(importlib.import_module(module), function)
             more = () if options is None else (options(),)
             stage(pipe, store, log, run, *more)
+
+
+def _leave_to_iterate(store: Store, writes: str | None, *, anew: bool) -> None:
+    """Models that are trained in iterations are not trained on by a single stage: what it did would end the iterations.
+
+    Raises:
+        ConfigError: if this call would.
+    """
+    if writes in MAKERS and not anew and store.part("iterate").exists():
+        raise ConfigError(
+            f"{store.logdir} is iterated: wmrl iterate trains its models, and more --iterations train them on; "
+            "take another --logdir for this stage, or replace what it made with --noreload, which ends the iterations"
+        )
 
 
 @contextlib.contextmanager

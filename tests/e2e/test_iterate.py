@@ -276,6 +276,14 @@ def test_models_that_another_command_has_changed_are_refused(once, launch, tmp_p
     assert ran.code == 5 and "controller.h5 is not what iteration 1 ended with" in ran.err
 
 
+def test_a_single_stage_leaves_iterated_models_alone(once, launch, tmp_path) -> None:
+    folder = copied(once, tmp_path / "alone")
+    for stage in ("train-vae", "train-dynamics", "train-controller"):
+        ran = launch.stage(folder, stage)
+        assert ran.code == 2 and "is iterated" in ran.err
+    assert launch.stage(folder, "iterate").code == 0, "nothing was changed"
+
+
 def test_iterations_are_not_begun_anew_where_the_record_of_them_is_lost(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "lost")
     (folder / LOGDIR / "iterate.part.h5").unlink()
