@@ -276,6 +276,19 @@ def test_models_that_another_command_has_changed_are_refused(once, launch, tmp_p
     assert ran.code == 5 and "controller.h5 is not what iteration 1 ended with" in ran.err
 
 
+def test_the_papers_own_procedure_searches_in_the_dream(launch, pipeline_text, tmp_path) -> None:
+    folder = begin(tmp_path / "asleep", pipeline_text)
+    dreams = ["--set", "trainer.where=dream", "--set", "trainer.dream_steps=6", "--set", "trainer.real_every=1"]
+    ran = launch.stage(folder, "iterate", "--iterations", "2", *dreams)
+    assert ran.code == 0, ran.err
+    found = artifact.read(folder / LOGDIR / "controller.h5", "controller").facts
+    assert found["validation"]["generation"][0] == found["awake"]["generation"][0] == 0, (
+        "the one before is measured too"
+    )
+    told = metrics(folder, "train-controller-2")
+    assert any("dream/return" in row for row in told) and any("eval/return_mean" in row for row in told)
+
+
 def test_a_single_stage_leaves_iterated_models_alone(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "alone")
     for stage in ("train-vae", "train-dynamics", "train-controller"):
