@@ -1,14 +1,16 @@
 """What `wmrl compare` measures, on models and data whose numbers are known."""
 
+import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from wmrl.comparison import endings, measures, results
+from wmrl.comparison import endings, measures, pixels, results
 from wmrl.comparison.baselines import LastLatent
 from wmrl.comparison.heldout import HeldOut, held_out
 from wmrl.comparison.subjects import Split
@@ -102,6 +104,33 @@ def test_who_knows_the_truth_has_no_error_and_the_right_nats(known):
     assert dreams.latent.shape == (12, 3, 32) and dreams.latent[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
     assert dreams.reward[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
     assert sorted(dreams.dreamt) == [1, 2, 5, 10, 20, 30]
+
+
+class Painted(Plain):
+    """A latent is a pattern of waves."""
+
+    def decode(self, latent):
+        i = torch.arange(9.0)
+        waves = latent[..., :1, None] * i[:, None] + latent[..., 1:, None] * i  # (*n, 9, 9)
+        return (0.5 + 0.5 * torch.sin(waves)).unsqueeze(-3).expand(*latent.shape[:-1], 3, 9, 9)
+
+
+def test_a_dream_that_is_true_is_held_against_the_frame_of_its_moment(known):
+    codes, held = known
+
+    def gather(rows):
+        frames = Painted().decode(torch.from_numpy(codes.columns["code"][rows]))
+        return {"obs": (255 * frames).round().to(torch.uint8).numpy()}
+
+    episodes = SimpleNamespace(start=codes.start, lengths=codes.lengths, gather=gather)
+    held = dataclasses.replace(held, episodes=episodes)
+    world = WorldModel(Painted(), Truth())
+    found = measures.dreams(world, held, codes, HOW, 2)
+    alike = pixels.similarity(world, held, found, lambda: None)
+    assert alike.shape == (12, 2, len(pixels.horizons(held))) and alike.min() > 0.999
+    steps = sorted(found.dreamt)
+    late = {h: found.dreamt[then] for h, then in zip(steps, [*steps[1:], 1], strict=True)}
+    assert pixels.similarity(world, held, dataclasses.replace(found, dreamt=late), lambda: None).max() < 0.999
 
 
 @pytest.mark.parametrize("asked", [1, 50, 1000])
