@@ -10,7 +10,7 @@ import torch
 
 from wmrl import artifact, evaluation
 from wmrl.cli import main
-from wmrl.comparison import baselines, speed
+from wmrl.comparison import baselines, measures, speed
 from wmrl.comparison.subjects import labels, load
 from wmrl.config import build, resolved
 from wmrl.controllers import CONTROLLERS
@@ -251,6 +251,13 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_is_measured(two, 
     assert "page.html cannot be written" in capsys.readouterr().err
     assert compare_exits(tmp_path / "nowhere", "--out", tmp_path / "new" / "page.html") == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_score_is_told_before_the_work(two, monkeypatch, capsys):
+    monkeypatch.setattr(measures, "likelihood", None)
+    (two[1] / "test.h5").write_bytes(b"no score")
+    assert compare_exits(*two) == 3
+    assert "test.h5" in capsys.readouterr().err
 
 
 def test_wrong_calls_are_told(two, tmp_path, capsys):

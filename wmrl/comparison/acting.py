@@ -1,6 +1,6 @@
 """What logdirs tell of themselves: how the model learnt, and what its controller scores, tested and in its dreams."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,18 @@ from wmrl.trainers import TRAINERS
 
 DREAMS = 64
 """Dreams that a controller is scored in."""
+
+
+def check(found: Iterable[Subject]) -> None:
+    """Read what the controllers are and scored, so that damage is told before the work.
+
+    Raises:
+        ArtifactError: if a test or a controller is damaged.
+    """
+    for store in (subject.store for subject in found if subject.store is not None):
+        for name in ("test", "controller"):
+            if store.exists(name):
+                artifact.read(store.path(name), name)
 
 
 def real(subject: Subject, log: Log) -> Score | None:

@@ -99,6 +99,7 @@ def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
     assert first.store is not None
     episodes = first.store.episodes()
     notes = subjects.check(found, episodes, anyway=options.anyway)
+    acting.check(found)
     held = heldout.hold_out(episodes, found, starts=options.starts, seed=options.seed)
     log.say(f"{len(held.numbers)} held-out episodes, {len(held.window)} windows of {held.steps} steps")
     twin = baselines.untrained(first, options.device)
