@@ -297,6 +297,13 @@ def test_a_single_stage_leaves_iterated_models_alone(once, launch, tmp_path) -> 
     assert launch.stage(folder, "iterate").code == 0, "nothing was changed"
 
 
+def test_rollouts_that_are_gone_are_not_made_again_with_another_controller(once, launch, tmp_path) -> None:
+    folder = copied(once, tmp_path / "gone")
+    next((folder / OWN).glob("shard-*.h5")).unlink()
+    ran = launch.stage(folder, "iterate", "--iterations", "2")
+    assert ran.code == 3 and "is missing, from which the models were learnt" in ran.err
+
+
 def test_iterations_are_not_begun_anew_where_the_record_of_them_is_lost(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "lost")
     (folder / LOGDIR / "iterate.part.h5").unlink()

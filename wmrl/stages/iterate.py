@@ -121,12 +121,18 @@ def _check(logdir: Path, pipe: Pipeline, rounds: Sequence[Round]) -> None:
 
     Raises:
         ContractError: naming what is another one now.
+        ArtifactError: if a shard of the rollouts is gone.
     """
     over = [each for each in rounds if each.over]
     if not over:
         return
     last, store = over[-1], Store(logdir, pipe)
     episodes = store.episodes()
+    if gone := [name.file for name in episodes.names if not (episodes.path / name.file).exists()]:
+        raise ArtifactError(
+            f"{episodes.path / gone[0]} is missing, from which the models were learnt, and cannot be made again: put "
+            "it back, or begin in another --logdir"
+        )
     found = {"data": last.hashes["data"] if last.hashes["data"] in episodes.lineage() else episodes.hash}
     if rounds[-1].over or len(episodes) < rounds[-1].episodes:  # else they are being trained
         found |= {name: store.load(name).hash for name in last.hashes if name != "data"}
