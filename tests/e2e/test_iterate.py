@@ -313,6 +313,7 @@ def test_iterations_are_not_begun_anew_where_the_record_of_them_is_lost(once, la
 
 def test_for_other_commands_a_model_that_moved_is_another_one(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "moved")
+    (folder / LOGDIR / "iterate.part.h5").unlink()  # a run like any other
     assert launch.stage(folder, "train-vae", "--steps", "16").code == 0
     ran = launch.stage(folder, "train-dynamics")
     assert ran.code == 5 and "--noreload" in ran.err
