@@ -192,28 +192,9 @@ class DreamEnv(gymnasium.Env):
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": FPS}  # noqa: RUF012  as gymnasium declares it
 
-    def __init__(
-        self,
-        *,
-        logdir: str | Path = "",
-        observation: str = "features",
-        temperature: float = 1.0,
-        ends: Ends = "threshold",
-        max_steps: int | None = None,
-        device: str = "auto",
-        render_mode: str | None = None,
-    ) -> None:
-        self._rows = DreamVectorEnv(
-            1,
-            logdir=logdir,
-            observation=observation,
-            temperature=temperature,
-            ends=ends,
-            max_steps=max_steps,
-            device=device,
-            render_mode=render_mode,
-        )
-        self.render_mode = render_mode
+    def __init__(self, **how: Any) -> None:
+        self._rows = DreamVectorEnv(1, **how)
+        self.render_mode = self._rows.render_mode
         self.metadata = {**self.metadata, "render_fps": self._rows.metadata["render_fps"]}
         self.observation_space, self.action_space = self._rows.single_observation_space, self._rows.single_action_space
         self._over = False

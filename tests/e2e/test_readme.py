@@ -154,4 +154,7 @@ def test_the_dream_example_trains(tmp_path, monkeypatch):
     (code,) = examples("Dream-v0")
     code = code.replace("runs/carracing-quick/seed-1", dream_runs.make_run(tmp_path, {"kind": "aim"}))
     code = code.replace("20_000", "64").replace('device="cpu")', 'device="cpu", n_steps=64)')
-    exec(compile(code, "README.md", "exec"), {})
+    space: dict = {}
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["agent"].num_timesteps == 64
+    assert space["over"] and space["env"].observation_space.contains(space["obs"]), "it plays an episode to its end"
