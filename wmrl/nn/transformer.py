@@ -18,8 +18,6 @@ from wmrl.nn.dropout import Drop
 from wmrl.spec import tree_map
 
 Positions = Literal["sinusoidal", "rotary", "recurrent"]
-Attend = Callable[[int, Tensor], Tensor]
-"""(block, queries, keys and values (B, T, 3 d)) -> what they read (B, T, d)."""
 BASE = 10_000.0
 
 
@@ -74,6 +72,7 @@ class CausalTransformer(nn.Module):
 
     table: Tensor
     parts: Tensor
+    asks: Tensor
 
     def __init__(
         self,
@@ -97,6 +96,7 @@ class CausalTransformer(nn.Module):
         self.register_buffer("table", _table(positions, context, width // heads, width), persistent=False)
         parts = torch.eye(heads).repeat_interleave(width // heads, 1)
         self.register_buffer("parts", parts, persistent=False)  # (heads, d) which numbers are whose
+        self.register_buffer("asks", parts / math.sqrt(width // heads), persistent=False)  # for queries
         if positions == "recurrent":
             self.gru = nn.GRU(width, width, batch_first=True)
 
@@ -216,11 +216,10 @@ class CausalTransformer(nn.Module):
         as fast on a CPU as attention in heads as narrow as the published ones.
         """
         keys, values = both.unbind(1)
-        parts = self.parts.to(q)
-        scores = torch.bmm(q * (parts / math.sqrt(self.width // self.heads)), keys.mT)  # (B, heads, n)
+        scores = torch.bmm(q * self.asks.to(q), keys.mT)  # (B, heads, n)
         if seen is not None:
             scores = scores.masked_fill(~seen, -math.inf)
-        return (torch.bmm(scores.softmax(-1).to(q), values) * parts).sum(1, keepdim=True)
+        return (torch.bmm(scores.softmax(-1).to(q), values) * self.parts.to(q)).sum(1, keepdim=True)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, drop: Drop) -> Tensor:
         """Causal attention of queries (B, T, d) on keys and values (B, T, d) -> (B, T, d)."""
