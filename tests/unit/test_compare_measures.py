@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from wmrl.comparison import endings, measures, pixels, results
+from wmrl.comparison import comparison, endings, measures, pixels, results
 from wmrl.comparison.baselines import LastLatent
 from wmrl.comparison.heldout import HeldOut, held_out
 from wmrl.comparison.subjects import Split
@@ -104,6 +104,20 @@ def test_who_knows_the_truth_has_no_error_and_the_right_nats(known):
     assert dreams.latent.shape == (12, 3, 32) and dreams.latent[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
     assert dreams.reward[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
     assert sorted(dreams.dreamt) == [1, 2, 5, 10, 20, 30]
+
+
+def test_the_first_steps_and_those_beyond_a_training_window_are_told_apart(known, monkeypatch):
+    codes, held = known
+    awake, mask = np.ones((12, 40)), np.ones((12, 40))
+    awake[:, held.warmup :] = 3
+    awake[:, -5:], mask[:, -5:] = 100, 0
+    found = measures.Likelihood(awake, mask, np.full(len(codes), 0.25))
+    monkeypatch.setattr(measures, "likelihood", lambda *_: found)
+    subject = SimpleNamespace(world=WorldModel(Plain(), Truth()), length=16, shares=True, store=None)
+    model = results.Findings(subject, numbers={})
+    comparison._likelihood(model, codes, SimpleNamespace(held=held, how=HOW))
+    numbers = {name: model.numbers[name].value for name in ("nats", "nats_late", "gap")}
+    assert numbers == {"nats": 1, "nats_late": 3, "gap": 0.25}
 
 
 class Painted(Plain):
