@@ -220,6 +220,14 @@ def test_a_run_whose_stages_were_called_one_by_one_is_the_first_iteration(launch
     assert hashes(folder) == before
 
 
+def test_the_same_command_goes_on_where_it_names_the_data(launch, pipeline_text, tmp_path) -> None:
+    folder = begin(tmp_path, pipeline_text)
+    words = ("--iterations", "1", "--data", "datasets/named")
+    assert launch.stage(folder, "iterate", *words, fault={"on": "gradient", "nth": 4, "do": "term"}).code == 143
+    ran = launch.stage(folder, "iterate", *words)
+    assert ran.code == 0, ran.err
+
+
 def test_v_may_be_kept_and_flags_stand_over_the_table(once, launch, tmp_path) -> None:
     folder = copied(once, tmp_path / "kept")
     before = hashes(folder)

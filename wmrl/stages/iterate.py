@@ -70,7 +70,7 @@ def iterate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
             f"{store.part(kept.NAME)} is missing: without it the iterations of {store.path(kept.NAME)} cannot go on; "
             "put it back, or begin in another --logdir"
         )
-    if rounds and Path(pipe.data).resolve() != own.resolve():
+    if rounds and not _is_data_of(own, Path(pipe.data)):
         raise ConfigError(
             f"data: the iterations so far are of {own}, this call says {pipe.data}; take another --logdir"
         )
@@ -109,6 +109,14 @@ def _with_own_data(pipe: Pipeline, store: Store, log: Log, run: Run) -> Pipeline
     sets = [s for s in sources.stored_sets(store.logdir) if sources.key_of(s) != "data"] if stored else []
     own.remember([*sets, f"data={sources.inline(pipe.data)}"])
     return pipe
+
+
+def _is_data_of(own: Path, asked: Path) -> bool:
+    """Whether the rollouts that a call names are the run's own, or those that they began with."""
+    if asked.resolve() == own.resolve():
+        return True
+    named, ours = plan.listed(asked), plan.listed(own)
+    return named is not None and ours is not None and named.hashes[0] == ours.hashes[0]
 
 
 def _begin(pipe: Pipeline, number: int) -> Round:
