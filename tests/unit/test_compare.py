@@ -187,6 +187,18 @@ def test_controllers_are_scored_where_they_were_tested_and_in_their_dreams(two, 
     assert any("different protocols" in note and "one toy-v0-3, two toy-v0-4" in note for note in found["notes"])
 
 
+def test_a_controller_of_another_model_than_is_there_now_is_left_out(two, tmp_path, capsys):
+    act(two[0], [1.0, 2.0, 6.0])
+    store = Store(two[0], parse({**TABLE, "data": "nowhere"}))
+    made = store.load("dynamics")
+    store.save("dynamics", dataclasses.replace(made, tensors={k: v + 1 for k, v in made.tensors.items()}))
+    assert compare_exits(*two, "--out", tmp_path / "page.html", "--json") == 0
+    found = capsys.readouterr()
+    one = json.loads(found.out)["models"][0]["numbers"]
+    assert one["nats"] is not None and one["real"] is None and one["dreamt"] is None
+    assert "its score is left out" in found.err and "its dreams are left out" in found.err
+
+
 def test_speed_is_measured_of_all_that_learn_and_changes_nothing(two, monkeypatch):
     for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "TRAIN_ROWS": 4, "DREAM_ROWS": 8, "AWAKE_STEPS": 3}.items():
         monkeypatch.setattr(speed, name, value)

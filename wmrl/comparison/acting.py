@@ -12,7 +12,7 @@ from wmrl.comparison.subjects import Subject
 from wmrl.curves import Curve, collect
 from wmrl.data.episodes import Episodes
 from wmrl.dream import Dream, Dreamer, first_codes
-from wmrl.errors import UserError
+from wmrl.errors import ContractError, UserError
 from wmrl.evaluation import Score, scores_in
 from wmrl.log import Log
 from wmrl.rollout import Policy, play
@@ -69,19 +69,24 @@ def protocols(scores: Mapping[str, Score]) -> str:
     return f"returns in the real environment are of different protocols, and do not compare: {names}"
 
 
-def dreamt(subject: Subject, episodes: Episodes, how: How) -> np.ndarray | None:
-    """Returns (64,) of the stored controller in dreams, as its trainer would dream them; None if there is none.
+def dreamt(subject: Subject, episodes: Episodes, how: How, log: Log) -> np.ndarray | None:
+    """Returns (64,) of the stored controller in dreams, as its trainer would dream them.
 
-    One that is infinite if the dream diverges.
+    One that is infinite if the dream diverges; None if there is no controller, or one of other parts than are there
+    now.
 
     Raises:
-        ArtifactError, ContractError: if the controller is damaged, or was made on other parts.
+        ArtifactError: if the controller is damaged.
         Stopped: if a signal asked for it.
     """
     store = subject.store
     if store is None or not store.exists("controller"):
         return None
-    world, controller, _ = store.agent(how.device)
+    try:
+        world, controller, _ = store.agent(how.device)
+    except ContractError as error:
+        log.warn(f"{error}: its dreams are left out")
+        return None
     trainer = config.resolved(TRAINERS, store.pipe.trainer, "trainer")
     names = {"temperature": "temperature", "ends": "ends", "dream_steps": "max_steps"}
     settings: dict[str, Any] = {mine: trainer[its] for its, mine in names.items() if its in trainer}

@@ -215,7 +215,7 @@ def _acting(model: Findings, codes: Codes, work: _Work) -> None:
     subject = model.subject
     model.score = acting.real(subject, work.log)
     model.numbers["real"] = estimate(model.score.returns) if model.score is not None else None
-    returns = acting.dreamt(subject, work.held.episodes, work.how)
+    returns = acting.dreamt(subject, work.held.episodes, work.how, work.log)
     model.numbers["dreamt"] = None
     if returns is not None:
         model.put("dreamt", returns)
