@@ -65,6 +65,13 @@ class Forgetful(Truth):
         return (latent + 1,)
 
 
+class Lost(Truth):
+    """The same in windows; step by step it has no density of some latents."""
+
+    def log_prob(self, state, action, latent):
+        return super().log_prob(state, action, latent) / (latent[:, 0] < 4)
+
+
 def walk(lengths, rng, *, follows=True):
     """Episodes in which the latent moves as the action says, or at random; the last action may end an episode."""
     rows = int((np.asarray(lengths) + 1).sum())
@@ -161,6 +168,14 @@ def test_a_model_that_holds_in_windows_but_not_step_by_step_is_found_out(known):
     codes, held = known
     found = measures.likelihood(WorldModel(Plain(), Forgetful()), held, codes, HOW, 16)
     assert found.gap == pytest.approx(0.5 / SIGMA**2, rel=1e-3)
+
+
+def test_the_gap_of_a_model_that_diverges_step_by_step_is_not_that_of_the_windows_in_which_it_does_not(known):
+    codes, held = known
+    found = measures.likelihood(WorldModel(Plain(), Lost()), held, codes, HOW, 16)
+    clean = held.by_episode(np.isfinite(found.awake) | (found.mask == 0), np.ones((12, 40))) == 1
+    assert clean.any() and not clean.all()
+    assert np.isinf(found.gap[~clean]).any() and results.estimate(found.gap) is None
 
 
 def test_the_guess_that_nothing_changes_equals_its_closed_form_on_a_random_walk():

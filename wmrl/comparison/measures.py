@@ -1,5 +1,6 @@
 """What is measured of a model: likelihood step by step, the error of dreams, rewards and ends."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class Likelihood:
         awake: (K, T) through `observe` and `log_prob`, step by step.
         mask: (K, T), 0 where a window has ended.
         gap: (E,) what a step costs beyond the warm-up through `observe`, minus what it costs inside windows of the
-            training length that are laid over the same steps; NaN where there is none.
+            training length that are laid over the same steps; NaN where there is none, infinite where it diverged.
     """
 
     awake: np.ndarray
@@ -88,7 +89,7 @@ def likelihood(world: WorldModel, held: HeldOut, codes: Codes, how: How, length:
         if hasattr(world.dynamics, "loss"):
             gaps[rows] = _gap(world.dynamics, latent, batch, awake, held.warmup, length, rng)
         how.tick()
-    return Likelihood(np.concatenate(nats), np.concatenate(masks), held.by_episode(gaps, np.isfinite(gaps)))
+    return Likelihood(np.concatenate(nats), np.concatenate(masks), held.by_episode(gaps, ~np.isnan(gaps)))
 
 
 def _awake(dynamics: Any, latent: Tensor, action: Tensor, rng: torch.Generator) -> Tensor:
@@ -105,7 +106,10 @@ def _awake(dynamics: Any, latent: Tensor, action: Tensor, rng: torch.Generator) 
 def _gap(
     dynamics: Any, latent: Tensor, batch: Batch, awake: Tensor, warmup: int, length: int, rng: torch.Generator
 ) -> np.ndarray:
-    """(B,) nats step by step minus nats in windows of the training length, over the same steps; NaN where none fits."""
+    """(B,) nats step by step minus nats in windows of the training length, over the same steps; NaN where none fits.
+
+    Infinite where either is no number.
+    """
     found = np.full(len(latent), np.nan)
     for i, steps in enumerate(batch.mask.sum(1).int().tolist()):
         interrupts.check()
@@ -124,7 +128,8 @@ def _gap(
         seen = torch.stack([latent[i, a : a + size + 1] for a in first])  # (windows, size + 1, *Z)
         metrics = dynamics.loss(seen, stacked, rng=rng)[1]
         if "nll" in metrics:
-            found[i] = float(torch.stack([awake[i, c] for c in cuts]).mean()) - float(metrics["nll"])
+            gap = float(torch.stack([awake[i, c] for c in cuts]).mean()) - float(metrics["nll"])
+            found[i] = gap if math.isfinite(gap) else math.inf
     return found
 
 
