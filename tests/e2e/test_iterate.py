@@ -226,6 +226,22 @@ def test_the_same_command_goes_on_where_it_names_the_data(launch, pipeline_text,
     assert launch.stage(folder, "iterate", *words, fault={"on": "gradient", "nth": 4, "do": "term"}).code == 143
     ran = launch.stage(folder, "iterate", *words)
     assert ran.code == 0, ran.err
+    (folder / LOGDIR / "iterate.part.h5").unlink()
+    (folder / LOGDIR / "iterate.h5").unlink()
+    assert launch.stage(folder, "generate", "--logdir", "runs/other", "--seed", "2").code == 0  # into the file's own
+    shutil.move(folder / DATA, folder / "datasets/third")
+    ran = launch.stage(folder, "iterate", "--data", "datasets/third")
+    assert ran.code == 2 and "data: " in ran.err, "other rollouts are not silently left out"
+
+
+def test_rollouts_that_none_can_be_added_to_are_told_before_an_iteration_is_trained(
+    launch, pipeline_text, tmp_path
+) -> None:
+    folder = begin(tmp_path, pipeline_text)
+    assert launch.stage(folder, "generate", "--max-steps", "9", "--logdir", "runs/other").code == 0
+    ran = launch.stage(folder, "iterate")
+    assert ran.code == 2 and "env.max_steps" in ran.err and not ran.of("gradient")
+    assert not (folder / OWN).exists()
 
 
 def test_v_may_be_kept_and_flags_stand_over_the_table(once, launch, tmp_path) -> None:

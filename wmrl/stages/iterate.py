@@ -70,7 +70,7 @@ def iterate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
             f"{store.part(kept.NAME)} is missing: without it the iterations of {store.path(kept.NAME)} cannot go on; "
             "put it back, or begin in another --logdir"
         )
-    if rounds and not _is_data_of(own, Path(pipe.data)):
+    if (rounds or (own / shards.COMPLETE).exists()) and not _is_data_of(own, Path(pipe.data)):
         raise ConfigError(
             f"data: the iterations so far are of {own}, this call says {pipe.data}; take another --logdir"
         )
@@ -100,6 +100,8 @@ def _with_own_data(pipe: Pipeline, store: Store, log: Log, run: Run) -> Pipeline
         if plan.base(source) < pipe.generate.rollouts:
             with log.part("generate") as part:
                 generate(pipe, store, part, run)
+        if pipe.iterate.iterations > 1:
+            _check_growing(pipe)
         if folder.resolve() != source.resolve():
             index = adopt(source, folder)
             log.say(f"{folder} begins with the {len(index.seeds)} episodes of {source}, which is left as it is")
@@ -153,6 +155,24 @@ def _check(logdir: Path, pipe: Pipeline, rounds: Sequence[Round]) -> None:
             )
 
 
+def _check_growing(pipe: Pipeline) -> None:
+    """Tell before an iteration is trained that rollouts of this pipeline cannot be added to those that there are.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    folder = Path(pipe.data)
+    first, _ = plan.stored(folder, pipe.iterate.rollouts)
+    assert first is not None
+    plan.check(folder, plan.recipe(dataclasses.replace(pipe, seed=_seed(pipe))), first, ("env", "seed"))
+
+
+def _seed(pipe: Pipeline) -> int:
+    """The seed of the run's dataset, which runs of other seeds share."""
+    seed: int = Episodes(Path(pipe.data)).meta.get("seed", pipe.seed)
+    return seed
+
+
 class _Iteration:
     """One iteration: its stages, in order."""
 
@@ -189,12 +209,11 @@ class _Iteration:
             call(pipe, Store(self.store.logdir, pipe), part, run or self.run)
 
     def _collecting(self) -> Pipeline:
-        """The pipeline with the run's own controller as the policy, and the seed of the dataset, which others share."""
+        """The pipeline with the run's own controller as the policy, and the seed of the dataset."""
         settings = dataclasses.replace(
             self.pipe.generate, policy="controller", controller=str(self.store.logdir), noise=self.now.settings.noise
         )
-        seed = Episodes(Path(self.pipe.data)).meta.get("seed", self.pipe.seed)
-        return dataclasses.replace(self.pipe, generate=settings, seed=seed)
+        return dataclasses.replace(self.pipe, generate=settings, seed=_seed(self.pipe))
 
     def _knowing(self, *models: str) -> Run:
         """The run, in which what was trained on these models of the last iteration goes on with the present ones."""
