@@ -91,7 +91,7 @@ def report(logdir: Path | str) -> Report:
     pipe = rounds.planned(pipeline.load(folder), past)
     entries = [_data(pipe, folder)]
     for name in MAKERS:
-        entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}))
+        entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}, iterated=bool(past)))
     entries.append(_videos(folder, entries[-1]))
     left = bool(broken) or (bool(past) and rounds.left(past, pipe))
     todo = [_command("iterate", folder)] if left else [entry.command for entry in entries if entry.state != "complete"]
@@ -152,7 +152,7 @@ def _command(stage: str, logdir: Path, *more: str) -> str:
     return shlex.join(["wmrl", stage, "--logdir", str(logdir), *more])
 
 
-def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry]) -> Entry:
+def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry], *, iterated: bool) -> Entry:
     path, part = logdir / f"{name}.h5", logdir / f"{name}.part.h5"
     entry = Entry(name, "missing", str(path), command=_command(MAKERS[name], logdir))
     try:
@@ -182,7 +182,8 @@ def _artifact(name: str, logdir: Path, pipe: Pipeline, above: dict[str, Entry]) 
         anew = () if name == "test" else ("--noreload",)
         return dataclasses.replace(entry, state="stale", why=why, command=_command(MAKERS[name], logdir, *anew))
     grown = name == "vae" and "data" in parents and above["data"].hash not in ("", parents["data"])
-    why = f"episodes were appended since; {entry.command} continues on them" if grown else ""
+    what = "the next iteration trains" if iterated else f"{entry.command} continues"
+    why = f"episodes were appended since; {what} on them" if grown else ""
     return dataclasses.replace(entry, why=why)
 
 

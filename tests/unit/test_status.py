@@ -13,7 +13,10 @@ from wmrl import files, pipeline, status
 from wmrl.artifact import Artifact
 from wmrl.data import shards
 from wmrl.errors import ArtifactError
+from wmrl.iteration import Iterate
 from wmrl.locking import lock
+from wmrl.stages import rounds
+from wmrl.stages.rounds import Round
 from wmrl.stages.states import best
 from wmrl.store import Store
 
@@ -143,7 +146,9 @@ def test_appended_episodes_make_nothing_stale(whole):
     episodes(whole, 4, 2)
     shards.complete(whole.data)
     assert set(states(whole).values()) == {"complete"}
-    assert "appended" in entry(whole, "vae").why
+    assert f"appended since; wmrl train-vae --logdir {whole.logdir} continues" in entry(whole, "vae").why
+    rounds.save(whole, [Round(1, Iterate(), 4, stage="")])
+    assert entry(whole, "vae").why.endswith("the next iteration trains on them"), "a single stage would refuse to"
 
 
 def test_other_data_make_everything_stale(whole):
