@@ -136,6 +136,16 @@ def test_models_stand_beside_both_baselines(two, tmp_path, capsys):
     assert found["held_out"]["warmup"] == 10 and found["held_out"]["horizons"][:3] == [1, 2, 5]
 
 
+def test_the_table_shows_the_numbers_of_the_json(two, tmp_path, capsys):
+    found, _ = compared(capsys, tmp_path / "page.html", *two)
+    assert compare_exits(*two, "--out", tmp_path / "page.html") == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "likeness of frames at +5" in line]
+    for model in found["models"]:
+        mean, best = (model["numbers"][key]["value"] for key in ("ssim_5", "ssim_5_best"))
+        assert model["name"] in printed and f"{mean:.3f} ({best:.3f})" in line
+
+
 def test_the_same_seed_gives_the_same_numbers(two, tmp_path, capsys):
     first, page = compared(capsys, tmp_path / "page.html", *two)
     again, same = compared(capsys, tmp_path / "page.html", *two)
