@@ -45,7 +45,7 @@ class Findings:
 
     Args:
         subject: The model.
-        numbers: By the keys of `table.ROWS`; None where a number means nothing here.
+        numbers: By the keys of `table.sections`; None where a number means nothing here.
         curves: Name -> (x, y): `nats`, `training`, `latent`, `ssim`, `reward`.
         reliability: Predicted and true frequencies of an end.
         strips: Pictures (height, width, 3) uint8, one for each window that is shown.

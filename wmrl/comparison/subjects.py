@@ -36,11 +36,11 @@ class Subject:
         name: A column's head.
         kind: The kind of its dynamics: "mdn-rnn".
         world: Frozen, in eval mode.
-        hashes: Content hashes: `data`, `representation`, `dynamics`; empty for a baseline.
+        hashes: Content hashes: `data`, `representation`, `dynamics`; of a baseline `dynamics` at most.
         length: Steps of the windows that it was trained on.
         store: Its logdir; None for a baseline.
-        trained: How long it was trained, in words; "" for a baseline.
-        splits: How its parts were kept from the held-out episodes; none of what was never trained.
+        trained: How long it was trained, or on how much, in words.
+        splits: How its parts were kept from the held-out episodes; of a model none of a part that was never trained.
         fit: The settings that it was trained with.
         sees: The frames and the actions that it was made for.
         shares: Whether its representation is the first model's: only then do numbers in latent space compare.
