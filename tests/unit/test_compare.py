@@ -265,6 +265,9 @@ def test_how_a_model_learnt_is_shown_where_it_is_noted(two, tmp_path, capsys):
     found, page = compared(capsys, tmp_path / "page.html", *two)
     assert [model["curves"].get("training") for model in found["models"][:2]] == [{"x": [5], "y": [1.5]}, None]
     assert "Training: nats" in page
+    (two[0] / "metrics" / "train-dynamics-2.jsonl").write_text('{"global_step": 3, "time": 1.0, "eval/nll": 1.25}\n')
+    found, _ = compared(capsys, tmp_path / "page.html", *two)
+    assert found["models"][0]["curves"]["training"] == {"x": [5, 8], "y": [1.5, 1.25]}, "an iterated model goes on"
 
 
 def test_a_page_that_cannot_be_written_is_told_before_anything_is_measured(two, tmp_path, capsys):

@@ -55,10 +55,21 @@ def real(subject: Subject, log: Log) -> Score | None:
 def learning(store: Store) -> Curve | None:
     """Nats per dimension on a model's own validation windows against gradient steps; None where nothing is noted.
 
+    The trainings of an iterated model, which are noted as `train-dynamics-2` and so on, follow each other.
+
     Raises:
         ArtifactError: if its metrics cannot be read.
     """
-    return collect(follow(store.logdir, "dynamics")[0].parent).get("train-dynamics: eval/nll")
+    found, stage, number = collect(follow(store.logdir, "dynamics")[0].parent), "train-dynamics", 1
+    steps: list[float] = []
+    values: list[float] = []
+    while curve := found.get(f"{stage}: eval/nll"):
+        before = steps[-1] if steps else 0
+        steps += [before + step for step in curve[0]]
+        values += curve[1]
+        number += 1
+        stage = f"train-dynamics-{number}"
+    return (steps, values) if steps else None
 
 
 def protocols(scores: Mapping[str, Score]) -> str:
