@@ -209,9 +209,23 @@ def test_a_controller_of_another_model_than_is_there_now_is_left_out(two, tmp_pa
     assert "its score is left out" in found.err and "its dreams are left out" in found.err
 
 
-def test_speed_is_measured_of_all_that_learn_and_changes_nothing(two, monkeypatch):
+@pytest.fixture
+def hurried(monkeypatch):
     for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "TRAIN_ROWS": 4, "DREAM_ROWS": 8, "AWAKE_STEPS": 3}.items():
         monkeypatch.setattr(speed, name, value)
+
+
+def test_speed_stands_beside_all_that_learn(two, hurried, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *map(str, two), *FEW[:4], "-q", "--json", "--out", str(tmp_path / "page.html")])
+    assert stopped.value.code == 0
+    rates = [
+        [model["numbers"].get(key) for key in speed.NAMES] for model in json.loads(capsys.readouterr().out)["models"]
+    ]
+    assert all(min(each) > 0 for each in rates[:3]) and rates[3] == [None, None, None]
+
+
+def test_speed_is_measured_of_all_that_learn_and_changes_nothing(two, hurried):
     found = load(two, (), "cpu")
     before = [{k: t.clone() for k, t in subject.world.state_dict().items()} for subject in found]
     rates = speed.measure(found, "cpu", lambda: None)
