@@ -41,16 +41,16 @@ def agree(part: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> No
 
     Args:
         part: The file of the training state, for messages.
-        stored: The `terms` it was begun with.
+        stored: The `terms` it was begun with; a key that an earlier wmrl did not know is not among them.
         asked: Those of this call.
 
     Raises:
         ContractError: naming the first key that differs.
     """
-    for key in sorted(stored.keys() | asked.keys()):
-        if stored.get(key) != asked.get(key):
+    for key in sorted(stored):
+        if stored[key] != asked.get(key):
             raise ContractError(
-                f"{key}: {part} was begun with {stored.get(key)!r}, this call says {asked.get(key)!r}; "
+                f"{key}: {part} was begun with {stored[key]!r}, this call says {asked.get(key)!r}; "
                 "use the same value, or begin anew with --noreload"
             )
 

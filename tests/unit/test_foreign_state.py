@@ -80,3 +80,12 @@ def test_more_steps_and_what_changes_no_bit_go_on(tmp_path: Path, override: str)
     train(tmp_path, "vae")
     assert train(tmp_path, "vae", override, "fit.vae.steps=3").steps == 3
     assert "continuing vae at step 2" in (tmp_path / "logs/train-vae.log").read_text()
+
+
+def test_a_state_of_an_earlier_wmrl_that_did_not_know_a_setting_goes_on(tmp_path: Path) -> None:
+    train(tmp_path, "vae")
+    store = Store(tmp_path, pipeline.load(None, SMALL))
+    state = store.load_part("vae")
+    assert state is not None and state["terms"].pop("fit.vae.beta2") == 0.999
+    store.save_part("vae", state)
+    assert train(tmp_path, "vae", "fit.vae.steps=3").steps == 3
