@@ -74,6 +74,7 @@ def test_draws_have_the_density_they_come_from():
     ).abs().max() < 0.05
 
 
+@torch.no_grad()  # else the cache is copied at each number
 def test_drawing_with_the_cache_sees_what_the_whole_pass_sees():
     """At temperature 0 each number is the mean of its likeliest Gaussian, given those before it."""
     whole, h = head(5), given(6)

@@ -220,8 +220,13 @@ def test_a_step_leaves_its_memory_as_it_was_unless_it_owns_it(positions):
     copy = tree_map(torch.clone, tuple(memory))
     free = model.step(memory, x[:, 1])
     tree_map(lambda a, b: torch.testing.assert_close(a, b, atol=0, rtol=0) or a, tuple(memory), copy)
-    owned = model.step(memory, x[:, 1], own=True)
+    kept = model.step(memory, x[:, 1], own=True)[1]
+    assert kept.tokens is not memory.tokens, "a gradient may need it"
+    with torch.no_grad():
+        owned = model.step(memory, x[:, 1], own=True)
+    assert owned[1].tokens is memory.tokens and owned[1].cache is memory.cache, "it was copied"
     assert free[0].equal(owned[0]) and all(a.equal(b) for a, b in zip(free[1].cache, owned[1].cache, strict=True))
+    assert free[1].tokens.equal(owned[1].tokens) and not owned[1].tokens.equal(copy[0])
 
 
 def test_the_memory_does_not_grow_with_the_episode():
