@@ -201,8 +201,8 @@ def test_an_environment_that_does_not_work_is_told_before_anything_is_dreamt() -
 
 def test_what_is_said_of_dreams_has_no_part_awake_and_that_is_told() -> None:
     worlds = Worlds()
-    worlds.train(where="env", temperature=1.2, dream_steps=50, generations=1)
-    assert any("temperature, dream_steps is of dreams" in line for line in worlds.said)
+    worlds.train(where="env", temperature=1.2, dream_steps=50, real_every=3, judge="env", generations=1)
+    assert any("temperature, dream_steps, real_every, judge is of dreams" in line for line in worlds.said)
     dreaming, plain = Worlds(), Worlds()
     dreaming.train(temperature=1.2, generations=1)
     plain.train(where="env", generations=1)

@@ -84,6 +84,9 @@ class Evolve:
         _at_least(1, samples=samples, generations=generations, dream_steps=dream_steps)
         _at_least(1, validate_every=validate_every, validation_episodes=validation_episodes)
         _at_least(1, steps=1 if steps is None else steps)
+        dreams = {"temperature": temperature != 1, "ends": ends != "threshold", "dream_steps": dream_steps != 1000}
+        dreams |= {"real_every": real_every is not None, "judge": judge != "dream"}
+        self.idle = [name for name, asked in dreams.items() if asked and where == "env"]  # has no part in this search
         real_every = validate_every if real_every is None else real_every
         _at_least(0, abort=abort, halving=halving, keep_every=keep_every, real_every=real_every)
         if not 0 < sigma < math.inf:
@@ -102,8 +105,6 @@ class Evolve:
         self.validate_every, self.validation_episodes = validate_every, validation_episodes
         self.target_return = math.inf if target_return is None else target_return
         self.where, self.temperature, self.ends, self.dream_steps = where, temperature, ends, dream_steps
-        dreams = {"temperature": temperature != 1, "ends": ends != "threshold", "dream_steps": dream_steps != 1000}
-        self.idle = [name for name, asked in dreams.items() if asked and where == "env"]  # has no part in this search
         self.real_every, self.judge = (real_every, judge) if where == "dream" else (0, "dream")
 
     def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
