@@ -224,6 +224,19 @@ def test_a_copied_logdir_without_training_state_is_complete_but_cannot_grow(pipe
     assert store.load("controller").hash == made.hash
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_an_earlier_wmrl_completed_with_fewer_options_is_complete(pipe, tmp_path, copied) -> None:
+    store, made = _run(pipe, tmp_path)
+    fewer = {key: value for key, value in made.facts["trainer"].items() if key not in ("real_every", "judge")}
+    dataclasses.replace(made, facts={**made.facts, "trainer": fewer}).write(store.path("controller"))
+    store.save_part("controller", {**store.load_part("controller"), "trainer": fewer})
+    if copied:
+        store.drop_part("controller")
+    before = store.path("controller").read_bytes()
+    _run(pipe, tmp_path)
+    assert store.path("controller").read_bytes() == before
+
+
 @pytest.mark.parametrize("most", [1, 3, 5])
 def test_no_more_environments_are_alive_than_allowed_in_all_lanes_together(pipe, tmp_path, monkeypatch, most) -> None:
     sizes: list[int] = []

@@ -147,7 +147,7 @@ class Progress:
         if grown not in ("", "data"):
             log.say(f"{grown} has changed: a new search begins with the controller that the last one made")
             return cls(store, parents, trainer, choices, None, part["step"], began=part["step"])
-        complete = part["complete"] and part["trainer"] == trainer
+        complete = part["complete"] and config.resolved(TRAINERS, part["trainer"], "trainer") == trainer
         return cls(store, parents, trainer, choices, part["tree"], part["step"], complete, part.get("began", 0))
 
     def seed(self, pipe: Pipeline) -> int:
@@ -184,7 +184,8 @@ def _more(trainer: Mapping[str, Any]) -> str:
 def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> bool:
     """Whether nothing is left to do, though the training state is gone (the logdir was copied)."""
     made = store.load(NAME)
-    if made.parents == parents and made.facts["trainer"] == trainer:
+    before = config.resolved(TRAINERS, made.facts["trainer"], "trainer")  # an earlier wmrl had fewer keys
+    if made.parents == parents and before == trainer:
         return True
     raise continuing.missing(store, NAME)
 
