@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
 from wmrl import artifact, config, files, memory
 from wmrl.artifact import Artifact
 from wmrl.errors import ArtifactError, ConfigError, ContractError
@@ -113,11 +111,7 @@ class Store:
         Raises:
             ArtifactError: if it cannot be written; the one before stays.
         """
-
-        def fill(file: h5py.File) -> None:
-            files.put_tree(file, tree)
-
-        files.write(self.part(name), fill, role=f"{name}.part")
+        files.write(self.part(name), lambda file: files.put_tree(file, tree), role=f"{name}.part")
 
     def load_part(self, name: str) -> dict[str, Any] | None:
         """The training state of `name` (tensors as NumPy arrays), or None if there is none.
@@ -159,13 +153,14 @@ class Store:
             ContractError: if it shows another environment or size than the pipeline asks for.
         """
         from wmrl.data.episodes import Episodes
+        from wmrl.envs.names import with_tics
 
         episodes = Episodes(self.data)
-        wanted, there = config.plain(self.pipe.env), episodes.env
+        wanted, there = (with_tics(env) for env in (config.plain(self.pipe.env), episodes.env))
         for key in ("id", "size", "crop", "frame_skip"):
-            if key in there and there[key] != wanted[key]:
+            if key in there and there[key] != wanted.get(key):
                 raise ContractError(
-                    f"{self.data} holds env.{key} = {there[key]!r}, the pipeline asks for {wanted[key]!r}; "
+                    f"{self.data} holds env.{key} = {there[key]!r}, the pipeline asks for {wanted.get(key)!r}; "
                     f"name another folder with --data, or set env.{key}"
                 )
         return episodes

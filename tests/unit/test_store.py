@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,28 @@ def test_weights_that_do_not_fit_are_a_contract_error():
 def test_what_is_missing_says_how_to_make_it(store):
     with pytest.raises(ArtifactError, match="dynamics.h5 is missing; make it: wmrl train-dynamics --logdir"):
         store.load("dynamics")
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "differs"),
+    [
+        ({"id": "TakeCover-v1", "frame_skip": 4}, {}, None),
+        ({"id": "TakeCover-v1"}, {"frame_skip": 4}, None),
+        ({"id": "TakeCover-v1"}, {"frame_skip": 1}, "frame_skip = 4, the pipeline asks for 1"),
+        ({"id": "TakeCover-v1", "frame_skip": 1}, {}, "frame_skip = 1, the pipeline asks for 4"),
+        ({"id": "CarRacing-v3"}, {}, "id = 'CarRacing-v3', the pipeline asks for 'TakeCover-v1'"),
+        ({"id": "TakeCover-v1", "size": 96}, {}, "size = 96, the pipeline asks for 64"),
+        ({}, {}, None),
+    ],
+)
+def test_a_dataset_of_another_game_or_of_other_steps_is_refused(tmp_path, monkeypatch, made, asked, differs):
+    monkeypatch.setattr("wmrl.data.episodes.Episodes", lambda folder: SimpleNamespace(env=made))
+    store = Store(tmp_path, pipeline.parse({"env": {"id": "TakeCover-v1", **asked}}))
+    if differs is None:
+        assert store.episodes().env == made
+        return
+    with pytest.raises(ContractError, match=f"holds env.{differs}; .*or set env."):
+        store.episodes()
 
 
 def test_parents_that_changed_are_named(store):

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from wmrl.errors import ConfigError
 
@@ -64,6 +65,16 @@ def frame_skip(env_id: str, wanted: int | None) -> int | None:
     if clock is None and wanted is not None:
         raise ConfigError(f"env.frame_skip: {env_id} lets nobody choose it; games that do: {', '.join(CLOCKS)}")
     return (wanted or clock.skip) if clock else None
+
+
+def with_tics(env: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment's table with its frame skip, if it has one, whether it was said or is the game's default.
+
+    Raises:
+        ConfigError: as `frame_skip`.
+    """
+    skip = frame_skip(canonical(str(env.get("id")))[0], env.get("frame_skip"))
+    return {**env, **({"frame_skip": skip} if skip else {})}
 
 
 def is_atari(env_id: str) -> bool:
