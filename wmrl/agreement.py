@@ -1,13 +1,12 @@
 """Does a call agree with what a logdir was begun with? And are all tables of a pipeline right?"""
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wmrl import config
-from wmrl.errors import ConfigError, ContractError
+from wmrl.errors import ConfigError
 from wmrl.pipeline import Pipeline
 from wmrl.sources import PATHS
 from wmrl.store import MAKERS, Store, registry
@@ -64,8 +63,18 @@ def _check_sizes(pipe: Pipeline) -> None:
 
     from wmrl.spec import Actions, Space
 
-    with torch.random.fork_rng(devices=[]), contextlib.suppress(ContractError):
-        config.build(registry("dynamics"), pipe.dynamics, "dynamics", Space((32,)), Actions(3, False))
+    refused = None
+    for latent in (Space((32,)), Space((16,), vocab=512), Space((3, 64, 64))):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                config.build(registry("dynamics"), pipe.dynamics, "dynamics", latent, Actions(3, False))
+            return
+        except ConfigError as error:
+            refused = error
+        except Exception:  # noqa: BLE001  latents of a kind that it does not take, which a model may say in any way
+            continue
+    if refused is not None:
+        raise refused
 
 
 def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None = None) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from wmrl import artifact, pipeline, session
 from wmrl.agreement import check_components, reconcile
+from wmrl.dynamics import DYNAMICS
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.locking import lock
 from wmrl.memory import in_memory
@@ -296,6 +297,32 @@ def test_what_a_model_refuses_is_told_before_anything_is_trained(wrong):
     with pytest.raises(ConfigError, match=f"^dynamics: .*{wrong.rpartition(',')[2].partition('=')[0]}"):
         check_components(pipeline.load(None, [f"dynamics.{s}" for s in wrong.split(",")]))
     assert draws.equal(torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["Pictures", "Tokens"])
+def test_a_model_of_other_latents_than_vectors_is_taken_and_what_it_refuses_is_told(monkeypatch, kind):
+    monkeypatch.setitem(DYNAMICS, "other", f"{__name__}:{kind}")
+    check_components(pipeline.parse({"dynamics": {"kind": "other"}}))
+    with pytest.raises(ConfigError, match="^dynamics: hidden must be at least 1"):
+        check_components(pipeline.parse({"dynamics": {"kind": "other", "hidden": 0}}))
+
+
+class Pictures:
+    """A model that takes pictures, and is surprised by all else."""
+
+    def __init__(self, latent, actions, *, hidden: int = 4):
+        _channels, _height, _width = latent.shape
+        if hidden < 1:
+            raise ValueError("hidden must be at least 1")
+
+
+class Tokens:
+    """A model that takes tokens, and is surprised by all else."""
+
+    def __init__(self, latent, actions, *, hidden: int = 4):
+        torch.nn.Embedding(latent.vocab, 4)
+        if hidden < 1:
+            raise ValueError("hidden must be at least 1")
 
 
 def test_a_stage_begun_anew_may_change(store):
