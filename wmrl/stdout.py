@@ -24,13 +24,16 @@ class Page(io.StringIO):
 def write(text: str) -> None:
     """Write text to stdout, at once; a reader that has gone (`| head`) has seen what it wanted.
 
+    What stdout's encoding does not have becomes a question mark.
+
     Raises:
         UserError: if stdout takes no more for another reason: a full disk.
     """
     if sys.stdout is None:  # closed from the start
         return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         abandon(sys.stdout)

@@ -52,6 +52,13 @@ def test_without_a_stdout_nothing_is_written(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_the_encoding_does_not_have_is_a_question_mark(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    stdout.write("lower is better ↓\n")
+    assert narrow.buffer.getvalue() == b"lower is better ?\n"
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
