@@ -25,12 +25,18 @@ SHORT = {
     "--set trainer.validation_episodes=1 --set trainer.validate_every=1",
     "wmrl test-controller": "--episodes 1 --max-steps 25",
     "wmrl render carracing-mdnrnn": "--steps 6",
+    "wmrl generate carracing-trade": "--rollouts 28 --max-steps 60",
+    "wmrl train-vae carracing-trade": "--set env.max_steps=60",
+    "wmrl train-vae carracing-transformer-de": "--set env.max_steps=60",
+    "wmrl train-vae carracing-mdnrnn --logdir": "--set env.max_steps=60",
+    "wmrl train-dynamics --logdir runs/compare": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
+    "wmrl train-dynamics carracing-tr": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
+    "wmrl train-controller carracing-trade": "--pop-size 4 --n-samples 1 --generations 1 "
+    "--set trainer.validation_episodes=1 --set trainer.validate_every=1",
+    "wmrl render carracing-trade": "--steps 6",
     "wmrl render --dream": "--steps 6",
-    "wmrl train-vae carracing-mdnrnn --logdir runs/dream": "--set env.max_steps=60",
-    "wmrl train-vae carracing-mdnrnn --logdir runs/untrained": "--set env.max_steps=60",
     "wmrl train-controller --logdir runs/untrained": "--pop-size 4 --n-samples 1 --generations 1 "
     "--set trainer.validation_episodes=1",
-    "wmrl train-vae carracing-mdnrnn --logdir runs/z": "--set env.max_steps=60",
     "wmrl train-controller --logdir runs/z": "--pop-size 4 --n-samples 1 --generations 1 "
     "--set trainer.validation_episodes=1",
     "wmrl train-controller --logdir runs/dream": "--pop-size 4 --n-samples 1 --generations 1 "
