@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmrl.spec import Actions, Batch, Loss, Space, State, Step
+from wmrl.spec import Actions, Batch, Loss, Metrics, Space, State, Step
 
 
 class Representation(Protocol):
@@ -60,6 +60,15 @@ class Dynamics(Protocol):
 
     def loss(self, latent: Tensor, batch: Batch, *, rng: torch.Generator) -> Loss:
         """Loss on windows: latent (B, T + 1, *latent) of the frames of `batch`."""
+
+    def learn(self, latent: Tensor, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, Metrics, State]:
+        """As `loss`, and the states (B, T + 1, ...) at all rows, detached; absent where that is no saving."""
+
+    def states(self, latent: Tensor, batch: Batch, *, rng: torch.Generator) -> State:
+        """The states (B, T + 1, ...) at all rows, eyes open; absent where they are walked through one by one.
+
+        A model whose attribute `crosses` is true heeds `batch.first`: its windows may go on in the next episode.
+        """
 
 
 class Controller(Protocol):

@@ -46,6 +46,10 @@ class Batch:
     """B windows of T steps: at obs[t] the agent took action[t], got reward[t], and saw obs[t + 1].
 
     A source of cached encodings fills `code` and leaves `obs` out.
+
+    Windows stay within one episode, and are padded behind its end, unless `first` is there: then they go on in the next
+    episode. Row t + 1 begins it where first[t + 1] is 1, and step t is none: mask[t] is 0, nothing led from obs[t], the
+    last of its episode, to obs[t + 1].
     """
 
     obs: Tensor | None  # (B, T + 1, *obs) uint8
@@ -54,6 +58,18 @@ class Batch:
     terminated: Tensor  # (B, T) float32, 1 where the episode terminated; a time limit does not terminate
     mask: Tensor  # (B, T) float32, 0 where the window is padding
     code: Tensor | None = None  # (B, T + 1, *code) cached encode(obs)
+    first: Tensor | None = None  # (B, T + 1) float32, 1 where an episode begins inside the window; first[:, 0] is 0
+
+    @property
+    def rows(self) -> Tensor:
+        """(B, T + 1) float32: which observations are no padding."""
+        seen = self.mask if self.first is None else torch.maximum(self.mask, self.first[:, 1:])
+        return torch.cat([torch.ones_like(seen[:, :1]), seen], 1)
+
+    @property
+    def ended(self) -> Tensor:
+        """(B, T + 1) float32: which observations are the last ones of episodes that terminated."""
+        return torch.nn.functional.pad(self.terminated * self.mask, (1, 0))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""

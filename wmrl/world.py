@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmrl.spec import Batch, Loss, State, Step
+from wmrl.spec import Batch, Loss, Metrics, State, Step, tree_map, where
 
 
 class WorldModel(nn.Module):
@@ -62,6 +62,33 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch, rng: torch.Generator | None = None) -> Loss:
         """The dynamics model's loss on windows, with latents drawn anew from their cached codes or from frames."""
         return self.dynamics.loss(self.latents(batch, rng), batch, rng=rng)
+
+    def learn(self, batch: Batch, rng: torch.Generator | None = None) -> tuple[Tensor, Metrics, State]:
+        """As `loss`, and the states (B, T + 1, ...) at all rows of the windows, detached, that it met on the way."""
+        latent = self.latents(batch, rng)
+        if hasattr(self.dynamics, "learn"):
+            learnt: tuple[Tensor, Metrics, State] = self.dynamics.learn(latent, batch, rng=rng)
+            return learnt
+        return (*self.dynamics.loss(latent, batch, rng=rng), self._walk(latent, batch, rng))
+
+    def states(self, batch: Batch, rng: torch.Generator | None = None) -> State:
+        """The states (B, T + 1, ...) at all rows of windows, eyes open, without gradients: where dreams may begin."""
+        latent = self.latents(batch, rng)
+        if hasattr(self.dynamics, "states"):
+            with torch.no_grad():
+                return self.dynamics.states(latent, batch, rng=rng)
+        return self._walk(latent, batch, rng)
+
+    @torch.no_grad()
+    def _walk(self, latent: Tensor, batch: Batch, rng: torch.Generator | None) -> State:
+        state = self.dynamics.start(latent[:, 0], rng=rng)
+        states = [state]
+        for t in range(batch.action.shape[1]):
+            state = self.dynamics.observe(state, batch.action[:, t], latent[:, t + 1], rng=rng)
+            if batch.first is not None:
+                state = where(batch.first[:, t + 1] > 0, self.dynamics.start(latent[:, t + 1], rng=rng), state)
+            states.append(state)
+        return tree_map(lambda *each: torch.stack(each, 1), *states)
 
     def latents(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         """Latents (B, T + 1, *latent) of the frames of a batch, drawn with `rng`.

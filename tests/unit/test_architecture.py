@@ -55,7 +55,7 @@ REGISTRIES = {
     "controllers": "CONTROLLERS",
     "trainers": "TRAINERS",
 }
-SHARED = {"trainers.grounds"}
+SHARED = {"trainers.grounds", "trainers.learner"}
 """Modules of registered packages that are interfaces, not models."""
 
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
