@@ -125,6 +125,17 @@ $(logdir)/videos/episode.mp4: $(logdir)/iterate.h5 | $(VENV)
 .PRECIOUS: $(foreach n,iterate.h5 videos/episode.mp4,$(logdir)/$(n))
 endef
 
+# online|...: the same fields; no dataset has to be there before
+define ONLINE_RULES
+$(logdir)/iterate.h5: $(toml) $(call field,$(1),7) | $(VENV)
+	$(call stage,$(1),iterate)
+	@touch -c $$@ || true
+$(logdir)/videos/episode.mp4: $(logdir)/iterate.h5 | $(VENV)
+	$(call stage,$(1),render) --out $$@
+	@touch -c $$@ || true
+.PRECIOUS: $(foreach n,iterate.h5 videos/episode.mp4,$(logdir)/$(n))
+endef
+
 # goal|PIPELINE|LOGDIR
 define GOAL_RULE
 .PHONY: $(call field,$(1),2)
@@ -134,6 +145,7 @@ endef
 $(foreach w,$(call of_kind,data),$(eval $(call DATA_RULE,$(w))))
 $(foreach w,$(call of_kind,run),$(eval $(call RUN_RULES,$(w))))
 $(foreach w,$(call of_kind,iterate),$(eval $(call ITERATE_RULES,$(w))))
+$(foreach w,$(call of_kind,online),$(eval $(call ONLINE_RULES,$(w))))
 $(foreach w,$(call of_kind,goal),$(eval $(call GOAL_RULE,$(w))))
 
 endif

@@ -15,17 +15,21 @@ SECTIONS = {
     "vae": ("representation", "fit.vae", "validation"),
     "dynamics": ("dynamics", "fit.dynamics", "validation"),
     "controller": ("controller", "trainer"),
+    "online": ("representation", "dynamics", "controller", "trainer", "fit.dynamics", "online"),
 }
 """Artifact -> the parts of a pipeline that its stage reads: once it has begun, they hold."""
 
 OWN = ("seed", "env")
 """The parts of a pipeline that hold as soon as there is anything: a wrong value of a first call shall not."""
 
-MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations")
+MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations", "online.steps")
 """Keys that continue a stage when they are larger."""
 
-MAY_CHANGE = ("trainer.target_return", "trainer.steps")
-"""Keys that say when to stop, and nothing of what is computed."""
+LOOKS = ("log_every", "evaluate_every", "evaluate_episodes", "keep_every")
+"""Keys of `[online]` that say when to look, and change nothing of what is learnt."""
+
+MAY_CHANGE = ("trainer.target_return", "trainer.steps", *(f"online.{key}" for key in LOOKS))
+"""Keys that say when to stop or to look, and nothing of what is computed."""
 
 
 def check_components(pipe: Pipeline) -> None:

@@ -66,7 +66,7 @@ def _leave_to_iterate(store: Store, writes: str | None, *, anew: bool) -> None:
     Raises:
         ConfigError: if this call would.
     """
-    if writes in MAKERS and not anew and store.part("iterate").exists():
+    if writes in MAKERS and not anew and any(store.part(name).exists() for name in ("iterate", "online")):
         raise ConfigError(
             f"{store.logdir} is iterated: wmrl iterate trains its models, and more --iterations train them on; "
             "take another --logdir for this stage, or replace what it made with --noreload, which ends the iterations"

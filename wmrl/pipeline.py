@@ -14,6 +14,7 @@ from typing import Any, Literal
 from wmrl import config
 from wmrl.errors import ArtifactError, ConfigError
 from wmrl.iteration import Iterate, check_iterate
+from wmrl.online import Online, check_online
 from wmrl.sources import DEFAULT, STORED, is_logdir, read, with_overrides
 
 
@@ -144,6 +145,7 @@ class Pipeline:
         fit: The training of V and M.
         test: The final score.
         iterate: What `wmrl iterate` does again and again.
+        online: What it does instead where there are steps of it: act and learn, in turns.
     """
 
     name: str = DEFAULT
@@ -159,6 +161,7 @@ class Pipeline:
     fit: Fits = Fits()
     test: Test = Test()
     iterate: Iterate = field(default_factory=Iterate)
+    online: Online = field(default_factory=Online)
 
     def table(self) -> dict[str, Any]:
         """The pipeline as a JSON-able table."""
@@ -263,6 +266,7 @@ def _check(pipe: Pipeline) -> None:
     if pipe.generate.policy == "controller" and not pipe.generate.controller:
         raise ConfigError("generate.controller: policy 'controller' needs the logdir of a trained controller")
     check_iterate(pipe.iterate)
+    check_online(pipe.online)
 
 
 POSITIVE = ("steps", "batch", "length", "learning_rate", "epsilon", "validate_every", "validation_batches", "log_every")

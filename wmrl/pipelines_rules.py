@@ -5,6 +5,7 @@ Runs as a script under any python3 >= 3.11, before anything is installed: the st
     data|FOLDER|PIPELINE|ENV                     this pipeline makes the dataset (ENV: instead of its own environment)
     run|LOGDIR|PIPELINE|SEED|FOLDER|ENV|V|M      a run and what it reads; V and M are files of other runs it shares
     iterate|LOGDIR|...                           the same of a pipeline with a table [iterate]: `wmrl iterate` makes it
+    online|LOGDIR|...                            the same of a pipeline with a table [online], which makes its own data
     goal|PIPELINE|LOGDIR                         `make PIPELINE` makes this run
     ok                                           all was read
 
@@ -149,7 +150,7 @@ def _run_word(pipe: dict[str, Any], chain: Chain) -> str:
     seed = "-" if chain.seed == own_seed(pipe) else str(chain.seed)
     others = [shared(pipe, part) or "-" for part in SHARED]
     fields = [logdir_of(chain), chain.name, seed, data_of(pipe, chain.env), chain.env or "-", *others]
-    return "|".join(["iterate" if "iterate" in pipe else "run", *fields])
+    return "|".join([next((kind for kind in ("online", "iterate") if kind in pipe), "run"), *fields])
 
 
 def _path(text: Any) -> str:

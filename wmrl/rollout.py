@@ -19,7 +19,7 @@ from wmrl.errors import UserError
 from wmrl.precision import Choice, autocast
 from wmrl.protocols import Actor
 from wmrl.seeding import generator
-from wmrl.spec import State, take, tree_map
+from wmrl.spec import Actions, State, take, tree_map
 from wmrl.world import WorldModel
 
 
@@ -124,6 +124,16 @@ def look(world: WorldModel, controller: Any, state: State) -> Tensor:
     return world.frame(state) if controller.looks_at == "frame" else world.features(state)
 
 
+def noisy(action: Tensor, noise: float, actions: Actions, rng: torch.Generator) -> Tensor:
+    """Actions (B, A) with exploration: Gaussian noise, or, of discrete ones, a uniform action with chance `noise`."""
+    how: dict[str, Any] = {"generator": rng, "device": rng.device}
+    if not actions.discrete:
+        return (action + noise * torch.randn(action.shape, **how).to(action)).clamp(-1, 1)
+    rows, size = action.shape
+    other = one_hot(torch.randint(size, (rows,), **how), size).to(action)
+    return torch.where(torch.rand(rows, 1, **how) < noise, other, action)
+
+
 class _Act(nn.Module):
     """`controller.act` as a forward pass, for `torch.func`."""
 
@@ -179,15 +189,7 @@ class Policy:
             action, self._memory = self.controller.act(view, self._memory, sample=self.sample, rng=self._rng)
         else:
             action, self._memory = torch.vmap(self._one)(self._many, view, self._memory)
-        return self._noisy(action) if self.noise else action
-
-    def _noisy(self, action: Tensor) -> Tensor:
-        how: dict[str, Any] = {"generator": self._rng, "device": self._rng.device}
-        if not self.controller.actions.discrete:
-            return (action + self.noise * torch.randn(action.shape, **how).to(action)).clamp(-1, 1)
-        rows, size = action.shape
-        other = one_hot(torch.randint(size, (rows,), **how), size).to(action)
-        return torch.where(torch.rand(rows, 1, **how) < self.noise, other, action)
+        return noisy(action, self.noise, self.controller.actions, self._rng) if self.noise else action
 
     def _one(self, parameters: dict[str, Tensor], view: Tensor, memory: State) -> tuple[Tensor, State]:
         memory = tree_map(lambda x: x[None], memory)

@@ -10,7 +10,7 @@ Time, written once:
                                                            action[t] at obs[t] led to
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -106,3 +106,16 @@ def where(mask: Tensor, a: State, b: State) -> State:
 def take(tree: State, index: Tensor) -> State:
     """The rows `index` (K,) of a state, in that order."""
     return tree_map(lambda x: x.index_select(0, index), tree)
+
+
+def leaves(tree: State) -> list[Tensor]:
+    """The tensors of a state, in the order of its structure."""
+    found: list[Tensor] = []
+    tree_map(lambda x: found.append(x) or x, tree)  # type: ignore[func-returns-value]
+    return found
+
+
+def rebuilt(like: State, tensors: Sequence[Tensor]) -> State:
+    """A state with the structure of `like` and these tensors, as `leaves` gave them."""
+    rest = iter(tensors)
+    return tree_map(lambda x: next(rest).to(x.dtype), like)

@@ -21,6 +21,7 @@ LAYERS = [
         "config",
         "sources",
         "iteration",
+        "online",
         "pipeline",
         "files",
         "locking",

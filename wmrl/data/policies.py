@@ -45,10 +45,12 @@ class Random(ABC):
         for block in self.plan(seeding.rng(seed, "policy")):
             yield from block
 
-    def _uniform(self, rng: np.random.Generator, steps: int) -> np.ndarray:
-        if self.actions.discrete:
-            return np.eye(self.actions.size, dtype=np.float32)[rng.integers(self.actions.size, size=steps)]
-        return rng.uniform(-1, 1, (steps, self.actions.size)).astype(np.float32)
+
+def uniform(actions: Actions, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Independent uniform actions (count, A), one-hot or in [-1, 1]."""
+    if actions.discrete:
+        return np.eye(actions.size, dtype=np.float32)[rng.integers(actions.size, size=count)]
+    return rng.uniform(-1, 1, (count, actions.size)).astype(np.float32)
 
 
 class White(Random):
@@ -57,7 +59,7 @@ class White(Random):
     def plan(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """As `Random.plan`."""
         while True:
-            yield self._uniform(rng, BLOCK)
+            yield uniform(self.actions, rng, BLOCK)
 
 
 class Held(Random):
@@ -77,7 +79,7 @@ class Held(Random):
     def plan(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """As `Random.plan`."""
         while True:
-            actions = self._uniform(rng, BLOCK)
+            actions = uniform(self.actions, rng, BLOCK)
             yield np.repeat(actions, rng.integers(1, self.hold + 1, size=BLOCK), axis=0)
 
 

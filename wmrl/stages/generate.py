@@ -73,7 +73,7 @@ def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, l
         row_bytes = int(np.prod(env.observation.shape))
         names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
         _sight(pipe, env, log)
-        meta = _meta(recipe, env)
+        meta = meta_of(recipe, env)
         begun = parts.load(folder, names, meta, log.warn, exact=looks)
         first = plan.base(folder) if run.append else 0
         job = Job(folder, names, total, pipe.seed, n, looks, env.max_steps, begun, first)
@@ -153,7 +153,7 @@ def _environments(pipe: Pipeline, recipe: dict[str, Any], run: Run) -> int:
     return int(max(1, min(PER_THREAD * run.threads, run.max_workers, WAVE_BYTES // bytes_each)))
 
 
-def _meta(recipe: dict[str, Any], env: Any) -> dict[str, Any]:
+def meta_of(recipe: dict[str, Any], env: Any) -> dict[str, Any]:
     """What every shard says of its making; nothing in it depends on time, host or threads."""
     table = {**recipe["env"], "backend": env.info["backend"]}
     about = {"fps": env.fps, "native": list(env.native), **env.info}

@@ -62,6 +62,11 @@ def iterate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         ContractError: if data or models are not those that the last iteration ended with.
         Stopped: if a signal asked to stop; the same command continues.
     """
+    if pipe.online.steps:
+        from wmrl.stages.online import online
+
+        online(pipe, store, log, run)
+        return
     if "from" in pipe.dynamics:
         raise ConfigError("dynamics.from: iterate trains M on, and that of another run must not change; name a kind")
     rounds, own = kept.read(store.logdir), store.logdir / ROLLOUTS

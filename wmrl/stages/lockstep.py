@@ -1,0 +1,145 @@
+"""Environments in lockstep whose episodes follow each other, and the agent that acts in them with open eyes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmrl.rollout import check_finite, look, noisy
+from wmrl.spec import State, leaves, rebuilt, where
+from wmrl.world import WorldModel
+
+
+@dataclass
+class Finished:
+    """Episodes that ended since it was last emptied."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+class Player:
+    """A world model and a controller in N slots; states and memories are carried on, whatever happens to the weights.
+
+    Args:
+        world: The world model, whose weights may change between two steps.
+        controller: What acts, likewise.
+        device: Where both are. They compute in float32: for a few rows, casting weights costs more than it saves.
+    """
+
+    def __init__(self, world: WorldModel, controller: Any, device: torch.device) -> None:
+        self.world, self.controller, self.device = world, controller, device
+        self._state: State = ()
+        self._memory: State = ()
+
+    @torch.inference_mode()
+    def begin(self, obs: np.ndarray, rng: torch.Generator) -> None:
+        """All slots are at first observations (N, *obs)."""
+        self._state = self.world.start(self._tensor(obs), rng)
+        self._memory = self.controller.initial(len(obs))
+
+    @torch.inference_mode()
+    def act(self, rng: torch.Generator, noise: float) -> np.ndarray:
+        """Actions (N, A) float32, drawn from the policy, with exploration noise."""
+        view = look(self.world, self.controller, self._state)
+        check_finite(view)
+        action, self._memory = self.controller.act(view, self._memory, sample=True, rng=rng)
+        if noise:
+            action = noisy(action, noise, self.controller.actions, rng)
+        elif not self.controller.actions.discrete:
+            action = action.clamp(-1, 1)
+        return action.cpu().numpy()
+
+    @torch.inference_mode()
+    def look(self, action: np.ndarray, obs: np.ndarray, first: np.ndarray, rng: torch.Generator) -> None:
+        """The actions (N, A) led to obs (N, *obs); where `first` (N,), an episode begins there instead."""
+        frames = self._tensor(obs)
+        latent = self.world.draw(self.world.encode(frames), sample=False, rng=rng)
+        self._state = self.world.dynamics.observe(self._state, self._tensor(action), latent, rng=rng)
+        if first.any():
+            begun = torch.as_tensor(first, device=self.device)
+            self._state = where(begun, self.world.dynamics.start(latent, rng=rng), self._state)
+            self._memory = where(begun, self.controller.initial(len(obs)), self._memory)
+
+    def state(self) -> list[Tensor]:
+        """The tensors of state and memory, in order."""
+        return [tensor.clone() for tensor in leaves((self._state, self._memory))]
+
+    def restore(self, stored: Sequence[Any], obs: np.ndarray) -> None:
+        """Take the tensors that `state` gave; obs (N, *obs) are any, for their shape."""
+        self.begin(obs, torch.Generator(self.device).manual_seed(0))
+        given = [torch.as_tensor(value, device=self.device) for value in stored]
+        self._state, self._memory = rebuilt((self._state, self._memory), given)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+class Lockstep:
+    """N slots of an environment, in each an episode after the other; all that happens goes into the replay.
+
+    Args:
+        env: Has N slots, and begins an episode in any of them (`restart`).
+        replay: Remembers.
+        seed_of: Number of an episode -> its seed.
+    """
+
+    def __init__(self, env: Any, replay: Any, seed_of: Callable[[int], int]) -> None:
+        self.env, self.replay, self.seed_of = env, replay, seed_of
+        self.ids = np.arange(env.n)
+        self.begun = 0
+        self.returns, self.lengths = np.zeros(env.n), np.zeros(env.n, np.int64)
+        self.finished = Finished()
+
+    def begin(self) -> np.ndarray:
+        """Begin an episode in each slot; their first observations (N, *obs)."""
+        seeds = self._seeds(len(self.ids))
+        obs: np.ndarray = self.env.reset(seeds)
+        self.replay.begin(self.ids, seeds, obs)
+        return obs
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Move all slots by action (N, A); what they see now (N, *obs), and where an episode begins with that (N,)."""
+        outcome = self.env.step(action, self.ids)
+        self.replay.add(self.ids, action, outcome)
+        self.returns += outcome.reward
+        self.lengths += 1
+        over = outcome.terminated | outcome.truncated
+        if not over.any():
+            return outcome.obs, over
+        ended = np.flatnonzero(over)
+        self.finished.returns += self.returns[ended].tolist()
+        self.finished.lengths += self.lengths[ended].tolist()
+        self.returns[ended], self.lengths[ended] = 0, 0
+        seeds, obs = self._seeds(len(ended)), outcome.obs.copy()
+        obs[ended] = self.env.restart(seeds, ended)
+        self.replay.begin(ended, seeds, obs[ended])
+        return obs, over
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from; the replay is apart, and knows the actions of the episodes in progress."""
+        return {
+            "begun": self.begun,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "finished": {"returns": self.finished.returns, "lengths": self.finished.lengths},
+        }
+
+    def restore(self, tree: dict[str, Any]) -> np.ndarray:
+        """Bring each slot to where it was, by its seed and the actions since; what they see now (N, *obs)."""
+        self.begun = int(tree["begun"])
+        self.returns, self.lengths = np.array(tree["returns"]), np.array(tree["lengths"])
+        self.finished = Finished(*(list(tree["finished"][name]) for name in ("returns", "lengths")))
+        open_ = [self.replay.open_episode(int(i)) for i in self.ids]  # (seed, actions (t, A)) of each slot
+        obs: np.ndarray = self.env.reset([seed for seed, _ in open_])
+        for t in range(max(len(actions) for _, actions in open_)):
+            ids = np.array([i for i, (_, actions) in enumerate(open_) if t < len(actions)])
+            obs[ids] = self.env.step(np.stack([open_[i][1][t] for i in ids]), ids).obs
+        return obs
+
+    def _seeds(self, count: int) -> list[int]:
+        self.begun += count
+        return [self.seed_of(number) for number in range(self.begun - count, self.begun)]

@@ -1,0 +1,313 @@
+"""Learn online: act a little, train the world model and the behaviour a little, again (Dreamer's loop).
+
+A cycle is `online.collect` environment steps of the agent as it is, then as many updates as `online.updates_per_step`
+asks for by now. An update draws windows from all that was lived so far, the newest steps included, takes a step of the
+world model, and one of the behaviour on dreams that begin at the states which the world model met in these windows.
+
+All that follows from numbers is a function of the seed and the step; what does not lies in `LOGDIR/online.part.h5`,
+written every few seconds between two cycles: weights, optimisers, the agent's state in each slot, the newest episodes.
+The games are brought back by their seeds and the actions since. So a killed run goes on with the same curves.
+
+Source: Hafner et al. 2020 (Dreamer), algorithm 1.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from wmrl.data.replay import Replay
+
+from wmrl import config, continuing, envs, interrupts, seeding, sources
+from wmrl.artifact import Artifact
+from wmrl.data import plan
+from wmrl.data.policies import uniform
+from wmrl.data.windows import windows
+from wmrl.errors import ConfigError
+from wmrl.log import Log
+from wmrl.pipeline import Pipeline
+from wmrl.rollout import Agent, Policy, play
+from wmrl.run import Run
+from wmrl.stages import snapshots
+from wmrl.stages.generate import meta_of
+from wmrl.stages.learning import Pupils
+from wmrl.stages.lockstep import Lockstep, Player
+from wmrl.stages.online_models import fresh, terms, view_shape, write
+from wmrl.stages.test_controller import TestOptions, test_controller
+from wmrl.stats import summary
+from wmrl.store import Store
+from wmrl.trainers import TRAINERS
+
+NAME = "online"
+SAVE_EVERY = 25.0
+"""At most so much work is lost by a kill, seconds (and the cycle that is under way)."""
+COLUMNS = ("returns", "lengths")
+PARTS = ("world", "behaviour", "acting", "evaluation")
+"""What the time is spent on."""
+
+
+def online(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
+    """Learn until `online.steps` environment steps are made, and save what was learnt.
+
+    Raises:
+        ConfigError: if a part of the pipeline cannot be learnt online.
+        ContractError: if the state kept in the logdir is of other settings.
+        UserError: if a loss is not finite, or the environment fails.
+        Stopped: if a signal asked to stop; the same command continues.
+    """
+    trainer = config.build(TRAINERS, pipe.trainer, "trainer")
+    if not hasattr(trainer, "learner"):
+        raise ConfigError(
+            f"trainer.kind: {pipe.trainer['kind']!r} scores whole episodes and cannot learn online; actor-critic can"
+        )
+    for name in ("dynamics", "controller"):
+        if "from" in getattr(pipe, name):
+            raise ConfigError(f"{name}.from: online, {name} is trained on, and another run's must not change")
+    pipe = dataclasses.replace(pipe, data=str(store.logdir / "rollouts"))
+    with ExitStack() as stack:
+        loop = _Loop(pipe, Store(store.logdir, pipe), log, run, trainer, stack)
+        loop.go()
+        loop.finish()
+
+
+class _Loop:
+    """One call of `online`."""
+
+    def __init__(self, pipe: Pipeline, store: Store, log: Log, run: Run, trainer: Any, stack: ExitStack) -> None:
+        self.pipe, self.how, self.store, self.log, self.run = pipe, pipe.online, store, log, run
+        self.device, self.stack = torch.device(run.device), stack
+        self.env = stack.enter_context(envs.make(pipe.env, self.how.environments, threads=run.threads))
+        self.world, self.controller = fresh(pipe, store, self.env, self.device)
+        learner = trainer.learner(self.controller, view_shape(self.world, self.controller, self.env), self.device)
+        self.pupils = Pupils(self.world, learner, pipe.fit.dynamics, pipe.seed, self.device)
+        meta = meta_of(plan.recipe(pipe), self.env)
+        self.replay = stack.enter_context(Replay(store.data, meta, capacity=self.how.capacity))
+        self.lockstep = Lockstep(self.env, self.replay, lambda i: seeding.number(pipe.seed, "online", "episode", i))
+        self.player = Player(self.world, self.controller, self.device)
+        self.step, self.checks, self.kept = 0, list[dict[str, Any]](), list[int]()
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self.saved = self._since = time.monotonic()
+        self._reported = 0
+
+    # --- the loop
+
+    def go(self) -> None:
+        """From what is kept in the logdir, or from nothing, to the end or until the time is spent."""
+        if not self._resume():
+            self.log.rewind(-1)
+            self.player.begin(self.lockstep.begin(), self._rng("begin"))
+            self._announce("learning online:")
+            self.save()
+        self.store.remember(self._sets())
+        while True:
+            self._learn()
+            self._look()
+            if self.step >= self.how.steps or self.run.over():
+                break
+            self._collect()
+            self._pause()
+        self.save()
+
+    def _pause(self) -> None:
+        """Between two steps: save if it is time to, stop if a signal asks for it."""
+        if interrupts.pending():
+            self.save()
+            interrupts.check()
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def _announce(self, what: str) -> None:
+        how, threads = self.how, torch.get_num_threads()
+        size = sum(p.numel() for p in self.world.dynamics.parameters())
+        self.log.say(
+            f"{what} on {self.device}, {threads} threads: {how.steps:,} steps of {self.pipe.env.id}, "
+            f"{how.environments} at a time, {how.updates_per_step:g} updates a step; {size:,} parameters of M"
+        )
+
+    def _collect(self) -> None:
+        """Act for one cycle."""
+        began, n = time.monotonic(), self.env.n
+        for _ in range(math.ceil(self.how.collect / n)):
+            rng = self._rng("act", self.step)
+            if self.step < self.how.seed_steps:
+                action = uniform(self.env.actions, seeding.rng(self.pipe.seed, NAME, "random", self.step), n)
+            else:
+                action = self.player.act(rng, self.how.exploration(self.step))
+            obs, first = self.lockstep.step(action)
+            self.player.look(action, obs, first, rng)
+            self.step += n
+        self.spent["acting"] += time.monotonic() - began
+
+    def _learn(self) -> None:
+        """Make the updates that are due."""
+        fit, due = self.pipe.fit.dynamics, self.how.updates(self.step)
+        crossing = bool(getattr(self.world.dynamics, "crosses", False))
+        while self.pupils.updates < due:
+            k = self.pupils.updates
+            key = (self.pipe.seed, NAME, "windows")
+            batch = next(windows(self.replay, fit.batch, fit.length, key=key, start=k, crossing=crossing))
+            if not self.pupils.precision:
+                why = self.pupils.measure(batch, self.run.precision)
+                self.log.say(f"learning in {self.pupils.precision} ({why})")
+            self.pupils.update(batch)
+            if (k + 1) % self.how.log_every == 0:
+                self._report()
+            self._pause()
+            if self.run.over():
+                return
+
+    def _report(self) -> None:
+        """A row of metrics."""
+        now = time.monotonic()
+        rows, losses = self.pupils.updates - self._reported, self.pupils.report()
+        self._reported = self.pupils.updates
+        self.spent |= self.pupils.seconds
+        total = max(sum(self.spent.values()), 1e-9)
+        row = {f"losses/{name}": value for name, value in losses.items()}
+        done = self.lockstep.finished
+        if done.returns:
+            row |= {
+                "charts/episodic_return": float(np.mean(done.returns)),
+                "charts/episodic_length": float(np.mean(done.lengths)),
+            }
+            done.returns.clear()
+            done.lengths.clear()
+        row |= {"charts/updates": self.pupils.updates, "charts/exploration": self.how.exploration(self.step)}
+        row |= {f"time/{name}": self.spent[name] / total for name in PARTS}
+        row["time/updates_per_second"] = rows / max(now - self._since, 1e-9)
+        self._since = now
+        self.log.metrics(self.step, row)
+        note = f"update {self.pupils.updates:,}"
+        note += f", return {row['charts/episodic_return']:.1f}" if "charts/episodic_return" in row else ""
+        self.log.progress(self.step, self.how.steps, "steps", note)
+
+    # --- looking
+
+    def _look(self) -> None:
+        """Evaluate and keep snapshots where the steps have come to it."""
+        how = self.how
+        last = self.checks[-1]["step"] if self.checks else -1
+        at_end = self.step >= how.steps and last != self.step
+        if how.evaluate_every and (at_end or self.step // how.evaluate_every > max(last, 0) // how.evaluate_every):
+            self._evaluate()
+        if how.keep_every and self.step // how.keep_every > (self.kept[-1] if self.kept else 0) // how.keep_every:
+            self._keep()
+
+    def _evaluate(self) -> None:
+        """Play the fixed validation episodes with the policy's best actions."""
+        began, count = time.monotonic(), self.how.evaluate_episodes
+        seeds = [seeding.number(self.pipe.seed, "validation", i) for i in range(count)]
+        agent = Agent(self.world, Policy(self.controller, sample=self.pipe.test.sample))
+        played = play(self._games, agent, seeds)
+        found = summary(played.returns)
+        check = {
+            "step": self.step,
+            "updates": self.pupils.updates,
+            "returns": played.returns,
+            "lengths": played.lengths,
+        }
+        self.checks.append(check)
+        self.spent["evaluation"] += time.monotonic() - began
+        spread = {"eval/return_std": found.std, "eval/ci_low": found.low, "eval/ci_high": found.high}
+        length = {"eval/episodic_length": float(played.lengths.mean())}
+        row = {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread, **length}
+        self.log.metrics(self.step, row)
+        self.log.say(
+            f"step {self.step:,}, update {self.pupils.updates:,}: return {found.mean:.1f} +- {found.std:.1f} on "
+            f"{count} validation episodes"
+        )
+        self.save()
+
+    @functools.cached_property
+    def _games(self) -> Any:
+        """Environments of their own for evaluations."""
+        return self.stack.enter_context(envs.make(self.pipe.env, self.how.evaluate_episodes, threads=self.run.threads))
+
+    def _keep(self) -> None:
+        """A snapshot: a logdir of its own, in LOGDIR/snapshots."""
+        folder = self.store.logdir / snapshots.FOLDER / f"{self.step:09d}"
+        own = Store(folder, self.pipe)
+        self._write(own)
+        own.remember()
+        self.kept.append(self.step)
+        self.log.detail(f"kept {folder}")
+
+    # --- keeping
+
+    def save(self) -> None:
+        """Keep all that the run goes on from, durably."""
+        now = time.monotonic()
+        self.store.save_part(
+            NAME,
+            {
+                "step": self.step,
+                "threads": torch.get_num_threads(),
+                "terms": terms(self.pipe),
+                "pupils": self.pupils.state(),
+                "player": self.player.state(),
+                "lockstep": self.lockstep.state(),
+                "replay": self.replay.state(),
+                "checks": self.checks,
+                "kept": self.kept,
+                "spent": self.spent,
+            },
+        )
+        self.saved = time.monotonic()
+        self._since += self.saved - now
+
+    def _resume(self) -> bool:
+        """Go on from what is kept, if anything is; whether it was."""
+        tree = self.store.load_part(NAME)
+        if tree is None:
+            return False
+        continuing.agree(self.store.part(NAME), tree["terms"], terms(self.pipe))
+        continuing.threads(NAME, tree["threads"], self.log)
+        self.step, self.checks, self.kept = int(tree["step"]), list(tree["checks"]), list(tree["kept"])
+        self.spent = dict(tree["spent"])
+        self.pupils.restore(tree["pupils"])
+        self._reported = self.pupils.updates - len(tree["pupils"]["rows"])
+        self.pupils.seconds = {name: self.spent[name] for name in self.pupils.seconds}
+        if self.pupils.precision:
+            asked = self.run.precision
+            self.pupils.precision = continuing.precision(NAME, self.pupils.precision, asked, self.log)
+        self.replay.restore(tree["replay"])
+        obs = self.lockstep.restore(tree["lockstep"])
+        self.player.restore(tree["player"], obs)
+        self.log.rewind(self.step)
+        self._announce(f"continuing at step {self.step:,}, update {self.pupils.updates:,}:")
+        return True
+
+    # --- the end
+
+    def finish(self) -> None:
+        """Write the models, score the controller, and show how the run went."""
+        self.replay.flush()
+        self._write(self.store)
+        complete = self.step >= self.how.steps
+        if complete:
+            with self.log.part("test-controller") as part:
+                test_controller(self.pipe, self.store, part, self.run, TestOptions())
+        tensors = {f"{check['step']}/{name}": np.asarray(check[name]) for check in self.checks for name in COLUMNS}
+        steps = [{"step": check["step"], "updates": check["updates"]} for check in self.checks]
+        facts = {"online": steps, "global_step": self.step, "updates": self.pupils.updates, "kept": self.kept}
+        self.store.save("iterate", Artifact("iterate", tensors=tensors, facts=facts)) if complete else None
+        words = "" if complete else "; the minutes are over, the same command goes on"
+        self.log.say(f"{self.step:,} steps, {self.pupils.updates:,} updates{words}")
+        curve = [{**row, **summary(c["returns"]).record()} for row, c in zip(steps, self.checks, strict=True)]
+        self.log.result({"stage": "iterate", "data": self.pipe.data, "evaluations": curve, **facts})
+
+    def _write(self, store: Store) -> None:
+        facts = {"steps": self.pupils.updates, "global_step": self.step}
+        write(store, self.world, self.controller, self.env, facts)
+
+    def _sets(self) -> list[str]:
+        """The overrides that made the pipeline what it is, the run's own data among them."""
+        sets = [s for s in sources.stored_sets(self.store.logdir) if sources.key_of(s) != "data"]
+        return [*sets, f"data={sources.inline(self.pipe.data)}"]
+
+    def _rng(self, *words: seeding.Word) -> torch.Generator:
+        return seeding.generator(self.pipe.seed, NAME, *words, device=self.device)

@@ -1,0 +1,92 @@
+"""The models of a run that learns online: as they begin, as they are written, and what decides their bits."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from wmrl import artifact, config, seeding
+from wmrl.agreement import LOOKS
+from wmrl.controllers import CONTROLLERS
+from wmrl.dynamics import DYNAMICS
+from wmrl.errors import ConfigError
+from wmrl.pipeline import Pipeline
+from wmrl.representations import REPRESENTATIONS
+from wmrl.store import Store, rebuild, registry
+from wmrl.trainers import TRAINERS
+from wmrl.world import WorldModel
+
+
+def fresh(pipe: Pipeline, store: Store, env: Any, device: torch.device) -> tuple[WorldModel, Any]:
+    """The world model and the controller of a pipeline; their random weights depend on its seed alone.
+
+    Raises:
+        ConfigError: if the representation would have to be trained.
+        ArtifactError: if it is another run's and is not there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.number(pipe.seed, "dynamics", "init"))
+        representation: Any = _representation(pipe, store, env)
+        dynamics = config.build(DYNAMICS, pipe.dynamics, "dynamics", representation.latent, env.actions)
+    world = WorldModel(representation.requires_grad_(False).eval(), dynamics).to(device)
+    kind: Any = config.lookup(CONTROLLERS, pipe.controller, "controller")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.number(pipe.seed, "controller", "init"))
+        shape = view_shape(world, kind, env)
+        controller = config.build(CONTROLLERS, pipe.controller, "controller", shape, env.actions)
+    return world, controller.to(device)
+
+
+def _representation(pipe: Pipeline, store: Store, env: Any) -> nn.Module:
+    """That of another run, or one that needs no training."""
+    if "from" in pipe.representation:
+        store.refer("vae", pipe.representation["from"])
+        store.sees(env.observation)
+        return rebuild(store.load("vae"))
+    made = config.build(REPRESENTATIONS, pipe.representation, "representation", env.observation)
+    if hasattr(made, "loss"):
+        raise ConfigError(
+            f"representation.kind: {pipe.representation['kind']!r} is not trained online; take a trained one "
+            "(representation.from), or 'pixels'"
+        )
+    return made
+
+
+def view_shape(world: WorldModel, controller: Any, env: Any) -> tuple[int, ...]:
+    """The shape of what a controller, or a kind of controllers, looks at."""
+    looks_at = getattr(controller, "looks_at", "features")
+    return tuple(env.observation.shape if looks_at == "frame" else world.feature_shape)
+
+
+def write(store: Store, world: WorldModel, controller: Any, env: Any, facts: dict[str, Any]) -> None:
+    """Write V, M and C as they are now, as artifacts."""
+    pipe = store.pipe
+    if "from" in pipe.representation:
+        store.refer("vae", pipe.representation["from"])
+    else:
+        table = config.resolved(REPRESENTATIONS, pipe.representation, "representation")
+        store.save("vae", artifact.of(world.representation, "vae", table, (env.observation,)))
+    parents = {"representation": store.load("vae").hash}
+    table = config.resolved(DYNAMICS, pipe.dynamics, "dynamics")
+    given: tuple[Any, ...] = (world.representation.latent, env.actions)
+    dynamics = artifact.of(world.dynamics, "dynamics", table, given, parents=parents, facts=facts)
+    store.save("dynamics", dynamics)
+    table, parents = config.resolved(CONTROLLERS, pipe.controller, "controller"), {**parents, "dynamics": dynamics.hash}
+    given = (view_shape(world, controller, env), env.actions)
+    facts = {**facts, "trainer": config.resolved(TRAINERS, pipe.trainer, "trainer")}
+    store.save("controller", artifact.of(controller, "controller", table, given, parents=parents, facts=facts))
+
+
+def terms(pipe: Pipeline) -> dict[str, Any]:
+    """What decides the bits of all that is learnt online, by the pipeline's names."""
+    kinds = ("dynamics", "controller", "trainer")
+    tables = {name: config.resolved(registry(name), getattr(pipe, name), name) for name in kinds}
+    tables |= {"representation": pipe.representation, "env": dataclasses.asdict(pipe.env)}
+    tables |= {"online": {k: v for k, v in dataclasses.asdict(pipe.online).items() if k not in ("steps", *LOOKS)}}
+    tables |= {"fit.dynamics": dataclasses.asdict(pipe.fit.dynamics)}
+    flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    flat = {**flat, "seed": pipe.seed}
+    dropped = ("fit.dynamics.steps", "env.backend")
+    kept: dict[str, Any] = config.plain({k: v for k, v in flat.items() if k not in dropped})
+    return kept
