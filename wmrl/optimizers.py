@@ -1,5 +1,6 @@
 """Optimisers and their states, as training states keep them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,9 +13,63 @@ def make(parameters: list[nn.Parameter], settings: Fit) -> torch.optim.Optimizer
     """The optimiser that the settings name; the learning rate is set before each step."""
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, settings.learning_rate, alpha=0.9)
+    return adam(parameters, settings.learning_rate, beta2=settings.beta2, epsilon=settings.epsilon)
+
+
+def adam(
+    parameters: list[nn.Parameter], learning_rate: float, *, beta2: float = 0.999, epsilon: float = 1e-8
+) -> torch.optim.Adam:
+    """Adam, fused where there is such a kernel."""
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    betas = (0.9, settings.beta2)
-    return torch.optim.Adam(parameters, settings.learning_rate, betas=betas, eps=settings.epsilon, fused=fused)
+    return torch.optim.Adam(parameters, learning_rate, betas=(0.9, beta2), eps=epsilon, fused=fused)
+
+
+class Descent:
+    """Some parameters with their own Adam and their own clip: each network of a learner has one.
+
+    Args:
+        parameters: What is trained.
+        learning_rate: Its step.
+        clip: The longest gradient, as a norm over all parameters; 0 clips nothing.
+        epsilon: Adam's.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, clip: float, *, epsilon: float = 1e-5
+    ) -> None:
+        self.parameters, self._clip = list(parameters), clip
+        self._adam = adam(self.parameters, learning_rate, epsilon=epsilon)
+
+    def step(self) -> Tensor:
+        """A step along the gradients that are there, which are forgotten; the norm they had."""
+        norm = clip(self.parameters, self._clip)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """The optimiser's state, without the parameters."""
+        return state(self._adam, self.parameters)
+
+    def restore(self, stored: list[dict[str, Any]]) -> None:
+        """Give the optimiser its state back.
+
+        Raises:
+            ValueError: if it is the state of other parameters.
+        """
+        restore(self._adam, self.parameters, stored)
+
+
+def descend(total: Tensor, *networks: Descent) -> list[Tensor]:
+    """A step of each network down the gradient of `total`, in float32 even under autocast; the gradients' norms.
+
+    Nothing else takes gradients, whatever else is in the graph.
+    """
+    with torch.autocast(total.device.type, enabled=False):
+        torch.autograd.backward(total, inputs=[p for network in networks for p in network.parameters])
+        norms = [network.step() for network in networks]
+    torch.clear_autocast_cache()  # it holds the weights as they were
+    return norms
 
 
 def state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[dict[str, Tensor]]:

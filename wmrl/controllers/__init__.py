@@ -2,4 +2,5 @@
 
 CONTROLLERS: dict[str, str] = {
     "linear": "wmrl.controllers.linear:Linear",
+    "mlp": "wmrl.controllers.mlp:MLP",
 }

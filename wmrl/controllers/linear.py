@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wmrl.nn.policies import largest
 from wmrl.spec import Actions, State
 
 
@@ -59,17 +60,11 @@ class Linear(nn.Module):
         """Features (B, F) -> actions (B, A); deterministic, `sample` changes nothing."""
         y = self.out(view)
         if self.actions.discrete:
-            return _one_hot(y), memory
+            return largest(y), memory
         if self.squash == "none":
             return y, memory
         y = y.tanh()
         return (_brake(y) if self.squash == "hm" else y), memory
-
-
-def _one_hot(y: Tensor) -> Tensor:
-    """One-hot of the largest output; the first of equals."""
-    index = torch.arange(y.shape[-1], device=y.device)
-    return (y.argmax(-1, keepdim=True) == index).to(y.dtype)
 
 
 def _brake(y: Tensor) -> Tensor:

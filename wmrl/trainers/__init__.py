@@ -1,5 +1,6 @@
 """What improves a controller. `kind -> "module:callable"`; nothing is imported here."""
 
 TRAINERS: dict[str, str] = {
+    "actor-critic": "wmrl.trainers.actor_critic:ActorCritic",
     "cma-es": "wmrl.trainers.evolve:Evolve",
 }
