@@ -123,7 +123,7 @@ def _components(where: str) -> Iterator[Row]:
 
 def _keys(prefix: str, target: Callable, defaults: Any = None) -> Iterator[Row]:
     """One row for each keyword of a callable, and those of the dataclasses among them."""
-    texts, types = arguments(inspect.getdoc(target) or ""), config.hints(target)
+    texts, types = _texts(target), config.hints(target)
     for name, parameter in config.keywords(target).items():
         key, type_, default = prefix + name, types[name], _default(target, parameter, defaults)
         meaning, unit, source = _split(texts.get(name, ""))
@@ -132,6 +132,12 @@ def _keys(prefix: str, target: Callable, defaults: Any = None) -> Iterator[Row]:
             yield from _keys(f"{key}.", type_, default)
         else:
             yield Row(key, _type(type_), _toml(default), meaning, unit, source)
+
+
+def _texts(target: Callable) -> dict[str, str]:
+    """The texts of a callable's arguments; a dataclass inherits those of the fields that it inherits."""
+    family = reversed(target.__mro__) if dataclasses.is_dataclass(target) and isinstance(target, type) else [target]
+    return {name: text for each in family for name, text in arguments(inspect.getdoc(each) or "").items()}
 
 
 def _default(target: Callable, parameter: inspect.Parameter, defaults: Any) -> Any:

@@ -3,4 +3,5 @@
 TRAINERS: dict[str, str] = {
     "actor-critic": "wmrl.trainers.actor_critic:ActorCritic",
     "cma-es": "wmrl.trainers.evolve:Evolve",
+    "nes": "wmrl.trainers.nes:NES",
 }

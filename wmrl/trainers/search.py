@@ -1,22 +1,45 @@
-"""One call of `Evolve.train`: generations and validations, in turn, from the course so far."""
+"""A search by an evolution strategy: generations and validations, in turn, from the course so far."""
 
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wmrl.progress import Rate
 from wmrl.seeding import number
 from wmrl.stats import iqm
 from wmrl.trainers.course import Check, Course, Generation
 from wmrl.trainers.grounds import Grounds, Score, Scores
-from wmrl.trainers.strategy import Strategy
+from wmrl.trainers.options import Options
 
-if TYPE_CHECKING:
-    from wmrl.trainers.evolve import Evolve
+
+class AskTell(Protocol):
+    """The part in which searches differ; telling the same fitnesses again restores it exactly.
+
+    Args:
+        generation: How many were told.
+    """
+
+    generation: int
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(n,) float64, the centre of the distribution."""
+
+    @property
+    def sigma(self) -> float:
+        """The overall step size."""
+
+    def ask(self) -> np.ndarray:
+        """The candidates (P, n) of this generation."""
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """Learn from the fitness (P,) of the candidates asked last; more is better."""
 
 
 class _TimeUp(Exception):
@@ -28,37 +51,39 @@ class Search:
 
     Args:
         how: The options.
-        controller: Where a fresh search begins; it is not changed.
+        strategy: Makes the strategy that begins at the parameters (n,) it is given.
+        controller: Where a fresh search begins.
         grounds: The world.
     """
 
-    def __init__(self, how: "Evolve", controller: nn.Module, grounds: Grounds) -> None:
+    def __init__(
+        self, how: Options, strategy: Callable[[np.ndarray], AskTell], controller: nn.Module, grounds: Grounds
+    ) -> None:
         self.how, self.grounds = how, grounds
         x0 = parameters_to_vector(controller.parameters()).detach().cpu().numpy().astype(np.float64)
         saved = grounds.resume()
         self.course = Course.begin(x0) if saved is None else Course.from_tree(saved)
-        self.strategy = Strategy(
-            self.course.x0,
-            sigma=how.sigma,
-            population=how.population,
-            diagonal=how.diagonal,
-            seed=grounds.seed,
-            decay=how.sigma_decay,
-        )
-        self.asleep = how.where == "dream"
+        self.strategy = strategy(self.course.x0)
         self.score: Score = grounds.awake
-        if self.asleep:
+        if how.asleep:
             self.score = grounds.asleep(how.temperature, how.ends, how.dream_steps)
         self._clock, self._rate = time.monotonic(), Rate()
 
     @property
     def judges(self) -> list[Check]:
         """The validations that decide which mean is kept."""
-        return self.course.awake if self.how.judge == "env" else self.course.checks
+        return self.course.awake if self.how.awake_judges else self.course.checks
+
+    def improve(self, controller: nn.Module) -> dict[str, Any]:
+        """Search; then `controller` holds the mean that validated best. The facts that its artifact keeps."""
+        course = self.run()
+        weights = parameters_to_vector(controller.parameters())
+        vector_to_parameters(torch.as_tensor(course.best).to(weights), controller.parameters())
+        return course.facts(self.strategy.mean, self.judges)
 
     def run(self) -> Course:
         """Generations and validations, in turn, until one of the ends is reached."""
-        if self.how.real_every:  # nothing is played, but an environment that does not work says so now
+        if self.how.observe_every:  # nothing is played, but an environment that does not work says so now
             nothing = np.zeros((0, 2), np.int64)
             self.grounds.awake(self.strategy.mean[None], np.zeros(0, np.int64), nothing, Scores.empty(1, 0))
         self._replay()
@@ -71,7 +96,7 @@ class Search:
                 self._generation()
         except _TimeUp:
             self.grounds.say("the time is spent; validating the last mean")
-        observed = self.how.real_every > 0
+        observed = self.how.observe_every > 0
         if self._unchecked(observed):
             self._validate(awake=observed, hurry=False)
         if self._reached():
@@ -104,13 +129,15 @@ class Search:
             )
 
     def _reached(self) -> bool:
-        return bool(self.judges) and self.judges[-1].mean >= self.how.target_return
+        target = self.how.target_return
+        return target is not None and bool(self.judges) and self.judges[-1].mean >= target
 
     def _finished(self) -> bool:
         return self._reached() or self._spent() or self.grounds.over()
 
     def _spent(self) -> bool:
-        return self.strategy.generation >= self.how.generations or self.course.steps >= self.how.steps
+        most = math.inf if self.how.steps is None else self.how.steps
+        return self.strategy.generation >= self.how.generations or self.course.steps >= most
 
     def _unchecked(self, awake: bool) -> bool:
         """Whether the mean has not been validated, in the world of the search or, if `awake`, in the environment."""
@@ -119,7 +146,7 @@ class Search:
 
     def _observed(self) -> bool:
         """Whether it is the environment's turn too."""
-        every = self.how.real_every
+        every = self.how.observe_every
         return every > 0 and (self.strategy.generation % every == 0 or self._spent())
 
     def _due(self) -> bool:
@@ -188,15 +215,15 @@ class Search:
         """Play the fixed validation episodes with the mean of the distribution, as far as it has not been done."""
         course, k = self.course, self.strategy.generation
         if _last(course.checks) != k:
-            self._check(self.score, course.checks, "dream/return" if self.asleep else "eval/return_mean", hurry)
+            self._check(self.score, course.checks, "dream/return" if self.how.asleep else "eval/return_mean", hurry)
         if awake and _last(course.awake) != k:
             self._check(self.grounds.awake, course.awake, "eval/return_mean", hurry)
-        words = ("dreams" if self.asleep else "scores") + f" {_spread(course.checks[-1])}"
+        words = ("dreams" if self.how.asleep else "scores") + f" {_spread(course.checks[-1])}"
         if _last(course.awake) == k:
             words += f", and scores {_spread(course.awake[-1])} awake,"
-        steps = "dreamt steps" if self.asleep else "steps"
+        steps = "dreamt steps" if self.how.asleep else "steps"
         best = f"; best {course.best_return:.1f}" if np.isfinite(course.best_return) else ""
-        whose = {"dream": " asleep", "env": " awake"}[self.how.judge] if best and self.asleep else ""
+        whose = {"dream": " asleep", "env": " awake"}[self.how.judge] if best and self.how.asleep else ""
         self.grounds.say(
             f"generation {k}: the mean {words} on {self.how.validation_episodes} validation episodes "
             f"after {course.steps:,} {steps}{best}{whose}"
