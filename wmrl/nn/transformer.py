@@ -198,9 +198,7 @@ class CausalTransformer(nn.Module):
 
     def _turned(self, x: Tensor, at: Tensor) -> Tensor:
         """Queries or keys (B, T, d) turned by their positions `at` (T,) or (B, T)."""
-        cos, sin = self.table[at].to(x).unsqueeze(-3).unbind(-1)  # (..., T, 1, d / heads / 2)
-        a, b = x.unflatten(-1, (self.heads, 2, -1)).unbind(-2)  # (B, T, heads, d / heads / 2)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+        return turned(x, self.table[at], self.heads)
 
     def _queries(self, qkv: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, T, d), and keys and values (B, 2, T, d), of tokens at positions `at` (T,) or (B, T)."""
@@ -231,6 +229,16 @@ class CausalTransformer(nn.Module):
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
             out = drop(scores.masked_fill(hidden, -math.inf).softmax(-1)) @ v
         return out.transpose(1, 2).flatten(-2)
+
+
+def turned(x: Tensor, angles: Tensor, heads: int) -> Tensor:
+    """Queries or keys (*n, d), each head turned by the same angles, cosines and sines (*n, d / heads / 2, 2).
+
+    Source: Su et al. (2021), RoFormer, equation 34, with the halves of a head in place of neighbours.
+    """
+    cos, sin = angles.to(x).unsqueeze(-3).unbind(-1)  # (*n, 1, d / heads / 2)
+    a, b = x.unflatten(-1, (heads, 2, -1)).unbind(-2)  # (*n, heads, d / heads / 2)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 def _table(positions: Positions, context: int, head: int, width: int) -> Tensor:

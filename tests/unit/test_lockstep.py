@@ -1,0 +1,165 @@
+"""Slots in lockstep: episodes follow each other, each slot's own, and come back after a kill."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from wmrl.spec import Actions, Space, Step, leaves, rebuilt
+from wmrl.stages.lockstep import Lockstep, Player
+from wmrl.world import WorldModel
+
+
+class Out(NamedTuple):
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Count:
+    """Shows (seed, sum of first actions so far); an episode of seed s ends after 2 + s % 3 steps."""
+
+    n = 3
+
+    def __init__(self):
+        self.at = np.zeros((3, 2), np.float32)
+        self.left = np.zeros(3, int)
+
+    def reset(self, seeds):
+        return self.restart(seeds, np.arange(3))
+
+    def restart(self, seeds, ids):
+        for i, seed in zip(ids, seeds, strict=True):
+            self.at[i], self.left[i] = (seed, 0), 2 + seed % 3
+        return self.at[ids].copy()
+
+    def step(self, action, ids):
+        assert (self.left[ids] > 0).all()
+        self.at[ids, 1] += action[:, 0]
+        self.left[ids] -= 1
+        over = self.left[ids] == 0
+        return Out(self.at[ids].copy(), action[:, 0].copy(), over, np.zeros(len(ids), bool))
+
+
+class Notes:
+    """Remembers the episodes in progress, and those that are over."""
+
+    def __init__(self):
+        self.open, self.over = {}, []
+
+    def begin(self, ids, seeds, obs):
+        for i, seed in zip(ids, seeds, strict=True):
+            self.open[int(i)] = (seed, [])
+
+    def add(self, ids, action, outcome):
+        for row, i in enumerate(ids):
+            self.open[int(i)][1].append(action[row])
+            if outcome.terminated[row]:
+                self.over.append(self.open[int(i)])
+
+    def open_episode(self, slot):
+        seed, actions = self.open[slot]
+        return seed, np.array(actions, np.float32).reshape(len(actions), 2)
+
+
+class Sum(torch.nn.Module):
+    """A state that adds up what it saw since the episode began."""
+
+    feature_shape = (2,)
+
+    def start(self, latent, *, rng=None):
+        return latent
+
+    def observe(self, state, action, latent, *, rng=None):
+        return state + latent
+
+    def imagine(self, state, action, *, rng=None, temperature=1.0):
+        return Step(state, state[:, 0], state[:, 0])
+
+    def features(self, state):
+        return state
+
+
+class Plain(torch.nn.Module):
+    latent = Space((2,))
+
+    def encode(self, obs):
+        return obs
+
+    def draw(self, code, *, sample, rng=None):
+        return code
+
+
+class Copy:
+    """Acts as it sees; remembers how often it acted in the episode."""
+
+    looks_at, actions = "features", Actions(2, False)
+
+    def initial(self, batch):
+        return torch.zeros(batch, 1)
+
+    def act(self, view, memory, *, sample=False, rng=None):
+        return view / 100, memory + 1
+
+
+def played(steps, lockstep, player, obs=None):
+    """Some steps; what was seen."""
+    if obs is None:
+        player.begin(lockstep.begin(), torch.Generator())
+    seen = []
+    for _ in range(steps):
+        action = player.act(torch.Generator(), 0.0)
+        obs, first = lockstep.step(action)
+        player.look(action, obs, first, torch.Generator())
+        seen.append((obs.copy(), action))
+    return seen
+
+
+def make():
+    notes = Notes()
+    return Lockstep(Count(), notes, lambda i: i), Player(WorldModel(Plain(), Sum()), Copy(), torch.device("cpu")), notes
+
+
+def test_each_episode_has_its_own_seed_and_none_goes_on_in_another():
+    lockstep, player, notes = make()
+    played(20, lockstep, player)
+    assert [len(actions) for _, actions in notes.over] == [2 + seed % 3 for seed, _ in notes.over]
+    seeds = [seed for seed, _ in notes.over] + [seed for seed, _ in notes.open.values()]
+    assert sorted(seeds) == list(range(lockstep.begun))
+    assert lockstep.finished.lengths == [len(actions) for _, actions in notes.over]
+
+
+def test_state_and_memory_begin_anew_with_an_episode():
+    lockstep, player, _ = make()
+    player.begin(lockstep.begin(), torch.Generator())
+    for _ in range(2):
+        action = player.act(torch.Generator(), 0.0)
+        obs, first = lockstep.step(action)
+        player.look(action, obs, first, torch.Generator())
+    state, memory = player.state()
+    assert first.tolist() == [True, False, False]
+    np.testing.assert_array_equal(state[0], obs[0])
+    assert memory[:, 0].tolist() == [0, 2, 2]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened():
+    lockstep, player, _ = make()
+    whole = played(12, lockstep, player)
+    lockstep, player, notes = make()
+    played(7, lockstep, player)
+    kept, states = lockstep.state(), player.state()
+    again, other, _ = make()
+    again.replay = notes
+    obs = again.restore(kept)
+    other.restore(states, obs)
+    for (obs_a, action_a), (obs_b, action_b) in zip(whole[7:], played(5, again, other, obs), strict=True):
+        np.testing.assert_array_equal(obs_a, obs_b)
+        np.testing.assert_array_equal(action_a, action_b)
+    assert again.begun == 3 + sum(1 for _ in notes.over)
+
+
+def test_the_tensors_of_a_state_make_it_again():
+    state = (torch.zeros(2, 3), {"b": torch.ones(2), "c": ()})
+    again = rebuilt(state, [x + 1 for x in leaves(state)])
+    assert again[0].eq(1).all() and again[1]["b"].eq(2).all() and again[1]["c"] == ()
