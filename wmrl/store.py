@@ -153,11 +153,11 @@ class Store:
             ContractError: if it shows another environment or size than the pipeline asks for.
         """
         from wmrl.data.episodes import Episodes
-        from wmrl.envs.names import with_tics
+        from wmrl.envs.names import in_full
 
         episodes = Episodes(self.data)
-        wanted, there = (with_tics(env) for env in (config.plain(self.pipe.env), episodes.env))
-        for key in ("id", "size", "crop", "frame_skip"):
+        wanted, there = (in_full(env) for env in (config.plain(self.pipe.env), episodes.env))
+        for key in ("id", "size", "crop", "frame_skip", "hide", "action_repeat", "sticky", "ramping", "observe"):
             if key in there and there[key] != wanted.get(key):
                 raise ContractError(
                     f"{self.data} holds env.{key} = {there[key]!r}, the pipeline asks for {wanted.get(key)!r}; "

@@ -12,7 +12,7 @@ import numpy as np
 from workbench import Bench, Row, middle, rate
 
 from wmrl.data import shards
-from wmrl.envs.base import PixelEnv
+from wmrl.envs.base import SlotEnv
 from wmrl.run import cores
 from wmrl.stages.generate import PER_THREAD
 from wmrl.stages.generate import generate as generate_stage
@@ -31,19 +31,19 @@ class Tape:
 
     def record(self) -> Any:
         """A patch of the environments under which this tape runs; `last` keeps each wave, also those side by side."""
-        reset, step = PixelEnv.reset, PixelEnv.step
+        reset, step = SlotEnv.reset, SlotEnv.step
         current: dict[int, Tape] = {}
 
-        def on_reset(env: PixelEnv, seeds: Any) -> Any:
+        def on_reset(env: SlotEnv, seeds: Any) -> Any:
             current[id(env)] = Tape([int(s) for s in seeds])
             self.last.append(current[id(env)])
             return reset(env, seeds)
 
-        def on_step(env: PixelEnv, action: np.ndarray, ids: np.ndarray) -> Any:
+        def on_step(env: SlotEnv, action: np.ndarray, ids: np.ndarray) -> Any:
             current[id(env)].steps.append((env.native_action(np.asarray(action, np.float32)), np.asarray(ids)))
             return step(env, action, ids)
 
-        return mock.patch.multiple(PixelEnv, reset=on_reset, step=on_step)
+        return mock.patch.multiple(SlotEnv, reset=on_reset, step=on_step)
 
     def beside(self, other: "Tape") -> "Tape":
         """Two waves as one of all their environments, in step."""

@@ -64,7 +64,7 @@ def watch(fault: Fault) -> None:
     """Put `fault` around everything that counts as an event."""
     import torch
 
-    from wmrl.envs.base import PixelEnv
+    from wmrl.envs.base import SlotEnv
     from wmrl.log import Log
 
     def around(holder: Any, name: str, kind: str, text: Callable[..., str]) -> None:
@@ -77,8 +77,8 @@ def watch(fault: Fault) -> None:
     around(os, "fsync", "fsync", _path_of)
     around(os, "write", "write", lambda handle, data: f"{_path_of(handle)}")
     around(Log, "keep", "log", lambda log, text: text)
-    around(PixelEnv, "reset", "reset", lambda env, seeds: " ".join(str(int(seed)) for seed in seeds))
-    around(PixelEnv, "step", "env", lambda env, action, ids: str(len(ids)))
+    around(SlotEnv, "reset", "reset", lambda env, seeds: " ".join(str(int(seed)) for seed in seeds))
+    around(SlotEnv, "step", "env", lambda env, action, ids: str(len(ids)))
     around(torch.optim.Adam, "step", "gradient", lambda *args: "")
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from wmrl import files
-from wmrl.config import plain
 from wmrl.data import parts, shards, trust
 from wmrl.data.shards import Index, Name
 from wmrl.errors import ArtifactError, ConfigError
@@ -115,7 +114,7 @@ def recipe(pipe: Pipeline) -> dict[str, Any]:
         policy["hold"] = settings.hold
     if settings.policy == "controller":
         policy["noise"] = settings.noise  # which controller, its hash tells
-    return {"env": plain(pipe.env), "policy": policy, "seed": pipe.seed}
+    return {"env": pipe.env.table(), "policy": policy, "seed": pipe.seed}
 
 
 def stored(folder: Path, append: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -1,8 +1,9 @@
-"""Environments: one vector interface over envpool's C++ threads and gymnasium's own environments in processes.
+"""Environments: one vector interface over envpool's C++ threads, gymnasium's in processes, and MinAtar's games.
 
     with make(Env(id="CarRacing-v3"), 16, threads=2) as env:
         obs = env.reset(range(16))                      # (16, 3, 64, 64) uint8: one fresh episode for each seed
         out = env.step(actions, ids)                    # only the named slots move; out.obs is in the order of ids
+        obs[ended] = env.restart(seeds, ended)          # fresh episodes in these slots
 
 Nothing is ever reset behind the caller's back: an ended slot keeps its last frame and refuses to step. A further
 backend is one more module and one more line in `BACKENDS`, or an entry point in the group `wmrl.envs`.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 BACKENDS = {
     "envpool": "wmrl.envs.pool:PoolEnv",
     "gymnasium": "wmrl.envs.processes:ProcessEnv",
+    "minatar": "wmrl.envs.arcade:ArcadeEnv",
 }
 """backend -> "module:callable", called as `callable(env, n, threads=threads)`."""
 

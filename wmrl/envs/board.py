@@ -15,14 +15,16 @@ class Layout:
     Args:
         n: Slots.
         native: Height and width of native frames.
-        size: Side of the resized frames.
+        obs: Shape of one observation.
+        obs_dtype: Its type, numpy's name.
         action: Shape of one native action.
         dtype: Its type, numpy's name.
     """
 
     n: int
     native: tuple[int, int]
-    size: int
+    obs: tuple[int, ...]
+    obs_dtype: str
     action: tuple[int, ...]
     dtype: str
 
@@ -30,8 +32,9 @@ class Layout:
         """The arrays: name -> shape and type."""
         return {
             "frames": ((self.n, *self.native, 3), np.dtype(np.uint8)),
-            "obs": ((self.n, 3, self.size, self.size), np.dtype(np.uint8)),
+            "obs": ((self.n, *self.obs), np.dtype(self.obs_dtype)),
             "action": ((self.n, *self.action), np.dtype(self.dtype)),
+            "times": ((self.n,), np.dtype(np.int64)),
             "reward": ((self.n,), np.dtype(np.float64)),
             "terminated": ((self.n,), np.dtype(bool)),
             "truncated": ((self.n,), np.dtype(bool)),
@@ -51,7 +54,8 @@ class Board:
             count = int(np.prod(shape, dtype=np.int64))
             arrays[name] = np.frombuffer(buffer, dtype, count, offset).reshape(shape)
             offset += _padded(shape, dtype)
-        self.frames, self.obs, self.action = arrays["frames"], arrays["obs"], arrays["action"]
+        self.frames, self.obs = arrays["frames"], arrays["obs"]
+        self.action, self.times = arrays["action"], arrays["times"]
         self.reward, self.terminated, self.truncated = arrays["reward"], arrays["terminated"], arrays["truncated"]
 
 

@@ -17,10 +17,17 @@ from gymnasium.envs.registration import EnvSpec
 from wmrl.envs.actions import ActionMap
 from wmrl.envs.board import Layout
 from wmrl.envs.names import canonical, is_atari, versions
-from wmrl.envs.pixels import SMALLEST, image_size, layout
+from wmrl.envs.pixels import SIDE, SMALLEST, image_size, layout
+from wmrl.envs.views import State, state_of
 from wmrl.envs.worker import FAILURES, Plan, aside, prepare
 from wmrl.errors import ArtifactError, ConfigError, UserError, missing_extra
 from wmrl.pipeline import Env
+
+MINIGRID = ("MiniGrid-", "BabyAI-")
+"""How the ids of the package of that name begin."""
+
+PARTIAL = {"agent_pov": True, "tile_size": 16}
+"""MiniGrid draws what the agent sees, 7 x 7 cells, and not the whole maze."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,9 @@ class Found:
         spec: gymnasium's description.
         modules: Modules that have to be imported first.
         action_map: How actions become native.
-        order: Layout of the observed image; None if frames are rendered.
+        state: How its own observation is seen; None if frames are looked at.
+        order: Layout of the observed image; None if frames are not observed.
+        options: What it is made with, besides.
         native: Height and width of frames, pixels.
         fps: Frames a second.
         versions: Packages that the results depend on.
@@ -40,7 +49,9 @@ class Found:
     spec: EnvSpec
     modules: tuple[str, ...]
     action_map: ActionMap
+    state: State | None
     order: str | None
+    options: dict[str, Any]
     native: tuple[int, int]
     fps: float
     versions: dict[str, str]
@@ -48,7 +59,7 @@ class Found:
     @property
     def pixels(self) -> str:
         """Where frames come from."""
-        return "observation" if self.order else "render"
+        return "observation" if self.order else "render" if "render_mode" in self.options else "drawn"
 
 
 def find(env: Env) -> Found:
@@ -60,19 +71,19 @@ def find(env: Env) -> Found:
         UserError: if it fails when it is made or rendered.
     """
     with aside():
-        return _find(canonical(env.id)[0])
+        return _find(canonical(env.id)[0], env)
 
 
-def _find(env_id: str) -> Found:
+def _find(env_id: str, env: Env) -> Found:
     spec, modules = _spec(env_id)
     probe = _make(env_id, spec, modules)
     try:
         action_map = ActionMap(probe.action_space, env_id)
-        order, native = _look(probe, env_id)
+        seen = _look(probe, env_id, env)
         fps = float(probe.metadata.get("render_fps") or 30.0)
     finally:
         probe.close()
-    return Found(spec, modules, action_map, order, native, fps, _versions(spec))
+    return Found(spec, modules, action_map, *seen, fps, _versions(spec))
 
 
 def _spec(env_id: str) -> tuple[EnvSpec, tuple[str, ...]]:
@@ -88,13 +99,13 @@ def _spec(env_id: str) -> tuple[EnvSpec, tuple[str, ...]]:
 
 def _register(env_id: str) -> tuple[str, ...]:
     """Plug-ins that gymnasium does not load by itself."""
-    package = "ale_py" if is_atari(env_id) else "minatar.gym" if env_id.startswith("MinAtar/") else None
+    package = "ale_py" if is_atari(env_id) else "minigrid" if env_id.startswith(MINIGRID) else None
     if package is None:
         return ()
     try:
         prepare([package])
     except ImportError:
-        raise missing_extra(package.partition(".")[0]) from None
+        raise missing_extra(package) from None
     return (package,)
 
 
@@ -109,7 +120,7 @@ def _import(module: str, env_id: str) -> None:
 
 
 def _make(env_id: str, spec: EnvSpec, modules: tuple[str, ...]) -> gymnasium.Env:
-    plan = Plan(spec, modules, "hwc", 0, Layout(1, (1, 1), 1, (), "f4"))
+    plan = Plan(spec, modules, None, "hwc", {}, 0, Layout(1, (1, 1), (), "u1", (), "f4"))
     try:
         return plan.make()
     except gymnasium.error.DependencyNotInstalled as error:
@@ -118,18 +129,35 @@ def _make(env_id: str, spec: EnvSpec, modules: tuple[str, ...]) -> gymnasium.Env
         raise UserError(f"{env_id} cannot be made: {_line(error)}") from error
 
 
-def _look(probe: gymnasium.Env, env_id: str) -> tuple[str | None, tuple[int, int]]:
-    """Layout of the observed image, or None; and the size of frames."""
+Seen = tuple[State | None, str | None, dict[str, Any], tuple[int, int]]
+
+
+def _look(probe: gymnasium.Env, env_id: str, env: Env) -> Seen:
+    """How its own observation is seen, the layout of the observed image, how to make it, the size of frames."""
     space: Any = probe.observation_space
     order = layout(space.shape, space.dtype) if getattr(space, "shape", None) else None
-    if order:
-        return order, image_size(space.shape, order)
-    if "rgb_array" not in (probe.metadata.get("render_modes") or ()):
+    if order and env.observe != "state":
+        return None, order, {}, image_size(space.shape, order)
+    renders = "rgb_array" in (probe.metadata.get("render_modes") or ())
+    options = {"render_mode": "rgb_array", **(PARTIAL if env_id.startswith(MINIGRID) else {})} if renders else {}
+    if env.observe == "state":
+        state = state_of(space, env)
+        return state, None, *_pictured(probe, env_id, options)
+    if not renders:
         raise ConfigError(
             f"env.id: {env_id} shows no pixels: its observations are {_seen(space)} and it has no render_mode "
-            f"'rgb_array'; it needs that, or one grey or RGB image of uint8, {SMALLEST} pixels or more a side"
+            f"'rgb_array'; it needs that, or one grey or RGB image of uint8, {SMALLEST} pixels or more a side; "
+            "env.observe = 'state' takes numbers and boolean planes as they are"
         )
-    return None, _rendered(probe, env_id)
+    return None, None, options, _rendered(probe, env_id, options)
+
+
+def _pictured(probe: gymnasium.Env, env_id: str, options: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, int]]:
+    """How to make an environment whose pictures are for people only, and their size: it may do without."""
+    try:
+        return options, _rendered(probe, env_id, options) if options else (SIDE, SIDE)
+    except UserError:
+        return {}, (SIDE, SIDE)
 
 
 def _seen(space: Any) -> str:
@@ -139,11 +167,11 @@ def _seen(space: Any) -> str:
     return f"{kind}{shape} of {space.dtype}" if shape else f"a {kind} and not an array"
 
 
-def _rendered(probe: gymnasium.Env, env_id: str) -> tuple[int, int]:
+def _rendered(probe: gymnasium.Env, env_id: str, options: dict[str, Any]) -> tuple[int, int]:
     spec = probe.spec
     assert spec is not None
     try:
-        shower = gymnasium.make(spec, render_mode="rgb_array", max_episode_steps=-1, disable_env_checker=True)
+        shower = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **options)
         try:
             shower.reset(seed=0)
             frame = np.asarray(shower.render())
@@ -163,6 +191,7 @@ def _versions(spec: EnvSpec) -> dict[str, str]:
     packages = ["gymnasium", "numpy", "opencv-python-headless"]
     packages += ["box2d"] if "box2d" in entry else []
     packages += ["ale-py"] if entry.startswith("ale_py") else []
+    packages += ["minigrid"] if entry.startswith("minigrid") else []
     return versions(*packages)
 
 

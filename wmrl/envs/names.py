@@ -25,6 +25,27 @@ class Clock(NamedTuple):
 CLOCKS = {"TakeCover-v1": Clock(rate=35.0, limit=2100, skip=4)}
 """Games of ViZDoom, which envpool alone has. Source: DoomTakeCover-v0 ends after a minute."""
 
+MINATAR = {
+    "MinAtar/Asterix-v1": "asterix",
+    "MinAtar/Breakout-v1": "breakout",
+    "MinAtar/Freeway-v1": "freeway",
+    "MinAtar/Seaquest-v1": "seaquest",
+    "MinAtar/SpaceInvaders-v1": "space_invaders",
+}
+"""id -> the package's name of the game; `-v1` has the actions that do something, `-v0` all six."""
+
+_MINATAR = {**MINATAR, **{env_id.replace("-v1", "-v0"): game for env_id, game in MINATAR.items()}}
+_CONTROL = (
+    "Acrobot|BallInCup|Cartpole|Cheetah|Dog|Finger|Fish|Hopper|Humanoid|HumanoidCMU|Lqr|Manipulator|Pendulum|"
+    "PointMass|Quadruped|Reacher|Stacker|Swimmer|Walker"
+)
+_MUJOCO = (
+    "Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher|Swimmer|"
+    "Walker2d"
+)
+_BODIES = re.compile(rf"(({_CONTROL})[A-Z]\w*-v1|({_MUJOCO})-v[45])")
+"""Tasks of the DeepMind Control Suite, and MuJoCo's of gymnasium, which envpool steps without further packages."""
+
 _OLD_CARRACING = re.compile(r"CarRacing-v[012]")
 _OLD_ATARI = re.compile(r"(\w+)NoFrameskip-v[04]")
 _OLD_DOOM = ("DoomTakeCover-v0", "VizdoomTakeCover-v0", "VizdoomTakeCover-v1")
@@ -47,12 +68,25 @@ def canonical(env_id: str) -> tuple[str, str | None]:
 
 def fast(env_id: str) -> bool:
     """Whether "auto" steps this id with envpool, if it is installed."""
-    return env_id in FAST or env_id in CLOCKS
+    return env_id in FAST or home(env_id) == "envpool"
 
 
 def home(env_id: str) -> str:
-    """The backend whose game a score is of: gymnasium, but for the games that envpool alone has."""
-    return "envpool" if env_id in CLOCKS else "gymnasium"
+    """The backend whose game a score is of: gymnasium, but for MinAtar's and those that envpool surely has."""
+    if env_id.startswith("MinAtar/"):
+        return "minatar"
+    return "envpool" if env_id in CLOCKS or _BODIES.fullmatch(env_id) else "gymnasium"
+
+
+def minatar(env_id: str) -> str:
+    """MinAtar's own name of a game.
+
+    Raises:
+        ConfigError: if it has no such game.
+    """
+    if env_id not in _MINATAR:
+        raise ConfigError(f"env.id: MinAtar has no {env_id!r}; it has {', '.join(MINATAR)}, and -v0 with all actions")
+    return _MINATAR[env_id]
 
 
 def frame_skip(env_id: str, wanted: int | None) -> int | None:
@@ -67,14 +101,45 @@ def frame_skip(env_id: str, wanted: int | None) -> int | None:
     return (wanted or clock.skip) if clock else None
 
 
-def with_tics(env: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment's table with its frame skip, if it has one, whether it was said or is the game's default.
+STICKY, RAMPING = 0.1, True
+"""MinAtar's own: the chance that the last action is repeated, whether games grow harder. Source: Young & Tian 2019."""
+
+
+def difficulty(env_id: str, sticky: float | None, ramping: bool | None) -> dict[str, Any]:
+    """What of MinAtar's difficulty differs from the published one, `{}` if nothing does.
 
     Raises:
-        ConfigError: as `frame_skip`.
+        ConfigError: if something is said of a game that is not MinAtar's.
     """
-    skip = frame_skip(canonical(str(env.get("id")))[0], env.get("frame_skip"))
-    return {**env, **({"frame_skip": skip} if skip else {})}
+    if home(env_id) != "minatar":
+        for key, value in {"sticky": sticky, "ramping": ramping}.items():
+            if value is not None:
+                raise ConfigError(f"env.{key}: only MinAtar's games have it, {env_id} is none")
+    found: dict[str, Any] = {"sticky": sticky} if sticky not in (None, STICKY) else {}
+    return found | ({"ramping": ramping} if ramping not in (None, RAMPING) else {})
+
+
+def in_full(env: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment's table with what decides which game it is, whether it was said or is the default.
+
+    What is observed is left out of a table of imported data, which need not say it.
+
+    Raises:
+        ConfigError: as `frame_skip` and `difficulty`.
+    """
+    env_id = canonical(str(env.get("id")))[0]
+    skip = frame_skip(env_id, env.get("frame_skip"))
+    hard = {"sticky": STICKY, "ramping": RAMPING} | difficulty(env_id, env.get("sticky"), env.get("ramping"))
+    own = hard if home(env_id) == "minatar" else {}
+    own |= {"observe": observes(env_id, env.get("observe"))} if env.get("backend") != "imported" else {}
+    return {"hide": [], "action_repeat": 1, **env, **({"frame_skip": skip} if skip else {}), **own}
+
+
+def observes(env_id: str, wanted: str | None) -> str:
+    """What is observed, "pixels" or "state": as wanted, or what is usual for the game."""
+    if wanted not in (None, "auto"):
+        return str(wanted)
+    return "pixels" if home(env_id) == "gymnasium" or env_id in CLOCKS else "state"
 
 
 def is_atari(env_id: str) -> bool:

@@ -11,6 +11,9 @@ cv2.setNumThreads(1)
 SMALLEST = 16
 """A uint8 array with fewer rows or columns is a board, not an image."""
 
+SIDE = 160
+"""Height and width of pictures of observations that no environment renders, pixels."""
+
 
 def layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
     """How an observation of this shape holds an image: "hwc", "chw", "hw" (grey), or None if it holds none."""

@@ -18,7 +18,7 @@ from typing import IO, Any
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 
-from wmrl.envs.base import Outcome, PixelEnv, status_bar
+from wmrl.envs.base import Outcome, SlotEnv, drawn
 from wmrl.envs.board import Board, Layout, allocate
 from wmrl.envs.gym import Found, find
 from wmrl.envs.worker import Block, EnvFailed, Plan, aside
@@ -31,7 +31,7 @@ PATIENCE = 120.0
 _ENVIRON = {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "OMP_NUM_THREADS": "1"}
 
 
-class ProcessEnv(PixelEnv):
+class ProcessEnv(SlotEnv):
     """gymnasium environments in `threads` workers; with one thread, in this process."""
 
     def __init__(self, env: Env, n: int, *, threads: int):
@@ -41,12 +41,13 @@ class ProcessEnv(PixelEnv):
             n,
             action_map=found.action_map,
             native=found.native,
+            state=found.state,
             limit=found.spec.max_episode_steps,
             fps=found.fps,
             info={"backend": "gymnasium", "pixels": found.pixels, "versions": found.versions},
         )
         crew = min(threads, n)
-        self._plan = _plan(env, n, found)
+        self._plan = self._planned(found)
         self._fd = allocate(self._plan.layout.nbytes())
         self._board = Board(self._plan.layout, mmap.mmap(self._fd, self._plan.layout.nbytes()))
         self._block = Block(self._plan, self._board) if crew == 1 else None
@@ -58,13 +59,20 @@ class ProcessEnv(PixelEnv):
         for number in range(crew):
             self._workers.append(Worker(number, crew, self._plan, self._fd))
 
-    def _begin(self, seeds: list[int]) -> np.ndarray:
-        self._call("reset", list(enumerate(seeds)), list(range(len(seeds))))
-        return self._board.obs[: len(seeds)].copy()
+    def _planned(self, found: Found) -> Plan:
+        seen = (self.observation.shape, self._dtype.str)
+        frames = (0, 0) if found.pixels == "drawn" else found.native
+        layout = Layout(self.n, frames, *seen, found.action_map.shape, found.action_map.dtype.str)
+        return Plan(found.spec, found.modules, found.state, found.order, found.options, self._crop, layout)
 
-    def _advance(self, native: np.ndarray, ids: np.ndarray) -> Outcome:
+    def _begin(self, seeds: list[int], ids: np.ndarray) -> np.ndarray:
+        slots = ids.tolist()
+        self._call("reset", list(zip(slots, seeds, strict=True)), slots)
+        return self._board.obs[ids]
+
+    def _advance(self, native: np.ndarray, ids: np.ndarray, times: np.ndarray) -> Outcome:
         board, slots = self._board, ids.tolist()
-        board.action[ids] = native
+        board.action[ids], board.times[ids] = native, times
         self._call("step", slots, slots)
         reward = board.reward[ids].astype(np.float32)
         return Outcome(board.obs[ids], reward, board.terminated[ids], board.truncated[ids])
@@ -103,6 +111,10 @@ class ProcessEnv(PixelEnv):
         return error
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
+        if self.info["pixels"] == "drawn":
+            return drawn(self._board.obs[ids])
+        if self._state is not None:
+            self._guard(self._call, "draw", ids.tolist(), ids.tolist())
         return self._board.frames[ids]
 
     def _shut(self) -> None:
@@ -199,8 +211,3 @@ def _pass_on(words: IO[bytes]) -> None:
             if sys.stderr is not None:
                 with contextlib.suppress(OSError, ValueError):
                     sys.stderr.write(line.decode(errors="replace").removesuffix("\n") + "\n")
-
-
-def _plan(env: Env, n: int, found: Found) -> Plan:
-    layout = Layout(n, found.native, env.size, found.action_map.shape, found.action_map.dtype.str)
-    return Plan(found.spec, found.modules, found.order, status_bar(env, found.native[0]), layout)

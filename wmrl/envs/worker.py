@@ -21,6 +21,7 @@ import numpy as np
 
 from wmrl.envs.board import Board, Layout
 from wmrl.envs.pixels import resize, rgb
+from wmrl.envs.views import State
 
 FAILURES = (Exception, SystemExit)
 """What counts as a failure of an environment: one that calls sys.exit must not end us with its own exit code."""
@@ -33,22 +34,25 @@ class Plan:
     Args:
         spec: gymnasium's description of it.
         modules: Modules to import first.
+        state: How its own observation is seen, or None: frames are looked at.
         order: Layout of the observed image, or None: look at what it renders.
+        options: What it is made with, besides.
         crop: Rows cut off at the bottom.
         layout: The board.
     """
 
     spec: gymnasium.envs.registration.EnvSpec
     modules: tuple[str, ...]
+    state: State | None
     order: str | None
+    options: dict[str, Any]
     crop: int
     layout: Layout
 
     def make(self) -> gymnasium.Env:
         """One environment, without a time limit: the base class of the backends counts."""
         prepare(self.modules)
-        extra = {} if self.order else {"render_mode": "rgb_array"}
-        return gymnasium.make(self.spec, max_episode_steps=-1, disable_env_checker=True, **extra)
+        return gymnasium.make(self.spec, max_episode_steps=-1, disable_env_checker=True, **self.options)
 
 
 def prepare(modules: Iterable[str]) -> None:
@@ -57,8 +61,6 @@ def prepare(modules: Iterable[str]) -> None:
         module = importlib.import_module(name)
         if name == "ale_py":
             module.ALEInterface.setLoggerMode(module.LoggerMode.Error)  # no banner for each game
-        if name == "minatar.gym":
-            module.register_envs()
 
 
 def aside() -> contextlib.AbstractContextManager[Any]:
@@ -105,17 +107,29 @@ class Block:
                 raise EnvFailed(slot, f"reset(seed={seed})", error) from error
 
     def step(self, slots: Iterable[int]) -> None:
-        """Step each slot by the action on the board."""
+        """Step each slot by the action on the board, as often as it says there."""
         board = self._board
         for slot in slots:
             try:
-                action = board.action[slot]
-                native = action.copy() if action.ndim else int(action)
-                observation, reward, terminated, truncated, _ = self._envs[slot].step(native)
-                board.reward[slot], board.terminated[slot], board.truncated[slot] = reward, terminated, truncated
+                action, total = board.action[slot], 0.0
+                for _ in range(board.times[slot]):
+                    native = action.copy() if action.ndim else int(action)
+                    observation, reward, terminated, truncated, _ = self._envs[slot].step(native)
+                    total += float(reward)
+                    if terminated or truncated:
+                        break
+                board.reward[slot], board.terminated[slot], board.truncated[slot] = total, terminated, truncated
                 self._show(slot, observation)
             except FAILURES as error:
                 raise EnvFailed(slot, "step", error) from error
+
+    def draw(self, slots: Iterable[int]) -> None:
+        """Put what the environments render on the board, where their own observation is looked at."""
+        for slot in slots:
+            try:
+                self._put(slot, np.asarray(self._envs[slot].render()))
+            except FAILURES as error:
+                raise EnvFailed(slot, "render", error) from error
 
     def close(self) -> None:
         """Close the environments."""
@@ -123,22 +137,27 @@ class Block:
             self._envs.popitem()[1].close()
 
     def _show(self, slot: int, observation: Any) -> None:
-        if self._plan.order is None:
-            frame = np.asarray(self._envs[slot].render())
-        else:
-            frame = rgb(np.asarray(observation)[None], self._plan.order)[0]
-        board, kept = self._board, slice(slot, slot + 1)
-        if frame.shape != board.frames.shape[1:] or frame.dtype != np.uint8:
-            raise ValueError(f"showed a frame {frame.shape} of {frame.dtype}, not {board.frames.shape[1:]} of uint8")
-        board.frames[slot] = frame
-        resize(board.frames[kept], self._plan.layout.size, self._plan.crop, out=board.obs[kept])
+        plan, board = self._plan, self._board
+        if plan.state is not None:
+            board.obs[slot] = plan.state(observation)
+            return
+        seen = self._envs[slot].render() if plan.order is None else rgb(np.asarray(observation)[None], plan.order)[0]
+        self._put(slot, np.asarray(seen))
+        kept = slice(slot, slot + 1)
+        resize(board.frames[kept], plan.layout.obs[-1], plan.crop, out=board.obs[kept])
+
+    def _put(self, slot: int, frame: np.ndarray) -> None:
+        wanted = self._board.frames.shape[1:]
+        if frame.shape != wanted or frame.dtype != np.uint8:
+            raise ValueError(f"showed a frame {frame.shape} of {frame.dtype}, not {wanted} of uint8")
+        self._board.frames[slot] = frame
 
 
 def main(fd: int) -> None:
     """Serve a parent until it goes away.
 
-    The first message is the plan and the board's descriptor; then come ("reset", pairs) and ("step", slots), each
-    answered by None or by the report of an `EnvFailed`.
+    The first message is the plan and the board's descriptor; then come ("reset", pairs), ("step", slots) and ("draw",
+    slots), each answered by None or by the report of an `EnvFailed`.
     """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe, but what it prints is to be seen
     for signum in (signal.SIGINT, signal.SIGTERM):
