@@ -22,14 +22,15 @@ SECTIONS = {
 OWN = ("seed", "env")
 """The parts of a pipeline that hold as soon as there is anything: a wrong value of a first call shall not."""
 
-MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations", "online.steps")
+MAY_GROW = ("fit.vae.steps", "fit.dynamics.steps", "trainer.generations", "trainer.steps", "online.steps")
 """Keys that continue a stage when they are larger."""
 
 LOOKS = ("log_every", "evaluate_every", "evaluate_episodes", "keep_every")
 """Keys of `[online]` that say when to look, and change nothing of what is learnt."""
 
-MAY_CHANGE = ("trainer.target_return", "trainer.steps", *(f"online.{key}" for key in LOOKS))
-"""Keys that say when to stop or to look, and nothing of what is computed."""
+MAY_CHANGE = ("trainer.target_return", *(f"online.{key}" for key in LOOKS))
+"""Keys that say when to stop or to look, and nothing of what is computed; so does `trainer.steps` of a search, which
+has none of its own: there it bounds the steps of its rollouts."""
 
 
 def check_components(pipe: Pipeline) -> None:
@@ -42,9 +43,21 @@ def check_components(pipe: Pipeline) -> None:
         table = getattr(pipe, where)
         if "from" not in table:
             config.resolved(registry(where), table, where)
-    config.build(registry("trainer"), pipe.trainer, "trainer")  # what it refuses must not become the logdir's own
+    trainer = config.build(registry("trainer"), pipe.trainer, "trainer")  # its refusals must not become the logdir's
+    _check_controller(pipe, getattr(trainer, "needs", ""))
     _check_window(pipe)
     _check_sizes(pipe)
+
+
+def _check_controller(pipe: Pipeline, needs: str) -> None:
+    """A trainer that learns by gradients needs a controller that tells its distribution, as a method `needs`."""
+    if needs and not hasattr(config.lookup(registry("controller"), pipe.controller, "controller")[0], needs):
+        own, kinds = pipe.controller["kind"], registry("controller")
+        fit = [kind for kind in kinds if hasattr(config.lookup(kinds, {"kind": kind}, "controller")[0], needs)]
+        raise ConfigError(
+            f"controller.kind: {own!r} has no {needs}, and trainer {pipe.trainer['kind']!r} needs one; "
+            f"use one of: {', '.join(fit)}"
+        )
 
 
 def _check_window(pipe: Pipeline) -> None:
@@ -101,7 +114,7 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
     for key in sorted(old.keys() | new.keys(), key=_kinds_first):
         if _same(key, old.get(key), new.get(key)) or not holds(key, held):
             continue
-        if key in MAY_CHANGE or (key in MAY_GROW and _value(key, asked) >= _value(key, stored)):
+        if key in MAY_CHANGE or (key in MAY_GROW and _grows(key, stored, asked)):
             continue
         if _same_component(key, stored, asked):
             continue
@@ -122,6 +135,14 @@ def _same(key: str, old: Any, new: Any) -> bool:
     if key in PATHS and isinstance(old, str) and isinstance(new, str):
         return os.path.realpath(old) == os.path.realpath(new)
     return bool(old == new)
+
+
+def _grows(key: str, stored: Pipeline, asked: Pipeline) -> bool:
+    default = config.resolved(registry("trainer"), {"kind": asked.trainer["kind"]}, "trainer")
+    if key == "trainer.steps" and default.get("steps") is None:
+        return True
+    grows: bool = _value(key, asked) >= _value(key, stored)
+    return grows
 
 
 def _value(key: str, pipe: Pipeline) -> Any:

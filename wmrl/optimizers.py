@@ -86,6 +86,7 @@ def restore(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], st
     if len(stored) != len(parameters):
         raise ValueError(f"{len(stored)} parameters are stored, there are {len(parameters)}")
     for parameter, entry in zip(parameters, stored, strict=True):
+        optimizer.state.pop(parameter, None)
         for key, array in entry.items():
             optimizer.state[parameter][key] = _like(torch.as_tensor(array), parameter, optimizer)
 

@@ -1,20 +1,19 @@
 """Improve a controller: a frozen world model and an environment, or dreams alone -> a controller."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from wmrl import artifact, config, continuing, envs
+from wmrl import artifact, config, envs
 from wmrl import precision as precisions
 from wmrl.controllers import CONTROLLERS
+from wmrl.data import codes
 from wmrl.data.episodes import Episodes
-from wmrl.data.windows import windows
+from wmrl.data.windows import Source, prefetch, windows
 from wmrl.dream import Dream, Dreamer, first_codes
 from wmrl.errors import ContractError
 from wmrl.log import Log
@@ -23,13 +22,13 @@ from wmrl.population import Rollouts
 from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run, cores
 from wmrl.seeding import number
-from wmrl.spec import Actions, Space, tree_map
-from wmrl.store import Store
+from wmrl.spec import Actions, Batch, Space, tree_map
+from wmrl.stages.controller_progress import NAME, Progress, more
+from wmrl.store import Store, follow
 from wmrl.trainers import TRAINERS
 from wmrl.trainers.grounds import Grounds, Score
 from wmrl.world import WorldModel
 
-NAME = "controller"
 PER_THREAD = 32
 """Environments alive for each thread: a wave of CarRacing takes about half a minute, which is what a kill may cost."""
 DREAMERS = 1024
@@ -54,15 +53,18 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     given = (_view(table, world, episodes), episodes.actions)
     controller = fresh(pipe, given).to(run.device)
     trainer = config.build(TRAINERS, pipe.trainer, "trainer")
-    course = Progress.load(store, {"data": episodes.hash, **parents}, episodes.lineage(), pipe, log, run)
+    alive, lanes = min(run.max_workers, PER_THREAD * run.threads), _lanes(pipe, run)
+    choices, made_from = {"environments": alive, "lanes": lanes}, {"data": episodes.hash, **parents}
+    course = Progress.load(store, made_from, episodes.lineage(), choices, pipe, log, run)
     if course.began and course.tree is None:
         controller, _ = store.component(NAME, run.device)
     if course.complete and store.exists(NAME):
         store.fits(NAME, store.load(NAME), parents)
-        log.say(f"{store.path(NAME)} is complete; {_more(course.trainer)} continues it")
+        log.say(f"{store.path(NAME)} is complete; {more(course.trainer)} continues it")
         return
     with course.threads(), ExitStack() as stack:
-        facts = trainer.train(controller, _grounds(pipe, world, episodes, controller, course, log, run, stack))
+        grounds = _grounds(pipe, store, world, episodes, controller, given[0], course, log, run, stack)
+        facts = trainer.train(controller, grounds)
     facts = {**facts, "global_step": course.step, "trainer": course.trainer, "choices": course.choices}
     made = artifact.of(controller, NAME, table, given, parents=course.parents, facts=facts)
     store.save(NAME, made)
@@ -79,117 +81,6 @@ def fresh(pipe: Pipeline, given: tuple[tuple[int, ...], Actions]) -> Any:
         return config.build(CONTROLLERS, pipe.controller, NAME, *given).requires_grad_(False).eval()
 
 
-@dataclass
-class Progress:
-    """What the stage keeps besides the trainer's own state, and where both are kept.
-
-    Args:
-        store: The logdir.
-        parents: Content hashes of what the controller is made from.
-        trainer: The trainer's table, all defaults filled in.
-        choices: What was decided at the first start and holds ever after, so that results stay the same.
-        tree: The trainer's state, or None before its first save.
-        step: Global step of the last row of metrics.
-        complete: Whether the trainer came to its end.
-        began: Global step at which the trainer began: more than 0 if it goes on, in a world that has changed since,
-            from the controller that it made before.
-    """
-
-    store: Store
-    parents: dict[str, str]
-    trainer: dict[str, Any]
-    choices: dict[str, Any]
-    tree: dict[str, Any] | None = None
-    step: int = 0
-    complete: bool = False
-    began: int = 0
-
-    @classmethod
-    def load(
-        cls, store: Store, parents: dict[str, str], lineage: Sequence[str], pipe: Pipeline, log: Log, run: Run
-    ) -> "Progress":
-        """The state in the logdir, or a fresh one.
-
-        Args:
-            store: The logdir.
-            parents: See the class.
-            lineage: Hashes of the datasets that the present one grew from, itself last.
-            pipe: The pipeline.
-            log: Metrics after the state are dropped from it.
-            run: The settings of this call.
-
-        Raises:
-            ContractError: if it was begun with other parents.
-        """
-        trainer = config.resolved(TRAINERS, pipe.trainer, "trainer")
-        lanes = _lanes(pipe, run)
-        alive = min(run.max_workers, PER_THREAD * run.threads)
-        choices = {"environments": alive, "lanes": lanes, "torch_threads": torch.get_num_threads()}
-        part = None if run.noreload else store.load_part(NAME)
-        if part is None:
-            there = store.exists(NAME) and not store.part(NAME).exists()
-            complete = not run.noreload and there and _settled(store, parents, trainer)
-            if not complete:
-                log.rewind(-1)
-            return cls(store, parents, trainer, choices, complete=complete)
-        may_be = continuing.lineage(parents, run) | {"data": lineage}
-        grown = continuing.grown(NAME, part["parents"], may_be)
-        if grown == "data":
-            log.say("episodes were added since the search began; they change where dreams begin, nothing else")
-        log.rewind(part["step"])
-        choices = part["choices"]
-        if choices["environments"] > run.max_workers:
-            log.warn(f"the search was begun with {choices['environments']} environments at once and keeps them")
-        if "dreams" in choices:
-            choices.setdefault("dream_lanes", 1)  # a search that an earlier wmrl began
-        if "precision" in choices:
-            choices["precision"] = continuing.precision(NAME, choices["precision"], run.precision, log)
-        if grown not in ("", "data"):
-            log.say(f"{grown} has changed: a new search begins with the controller that the last one made")
-            return cls(store, parents, trainer, choices, None, part["step"], began=part["step"])
-        complete = part["complete"] and config.resolved(TRAINERS, part["trainer"], "trainer") == trainer
-        return cls(store, parents, trainer, choices, part["tree"], part["step"], complete, part.get("began", 0))
-
-    def seed(self, pipe: Pipeline) -> int:
-        """From what the trainer draws: a search that goes on from another one plays other episodes."""
-        return number(pipe.seed, "search", self.began) if self.began else pipe.seed
-
-    def save(self, tree: dict[str, Any]) -> None:
-        """Keep the trainer's state, durably."""
-        self.tree = tree
-        names = ("parents", "trainer", "choices", "tree", "step", "complete", "began")
-        self.store.save_part(NAME, {name: getattr(self, name) for name in names})
-
-    def finish(self, *, complete: bool) -> None:
-        """Note that the artifact of this state is written."""
-        self.complete = complete
-        self.save(self.tree or {})
-
-    @contextlib.contextmanager
-    def threads(self) -> Iterator[None]:
-        """Compute with the number of threads that the stage began with: rounding depends on it."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.choices["torch_threads"])
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-def _more(trainer: Mapping[str, Any]) -> str:
-    ends = [key for key in ("generations", "steps", "target_return") if trainer.get(key) is not None]
-    return f"a larger trainer.{' or '.join(ends)}"
-
-
-def _settled(store: Store, parents: dict[str, str], trainer: dict[str, Any]) -> bool:
-    """Whether nothing is left to do, though the training state is gone (the logdir was copied)."""
-    made = store.load(NAME)
-    before = config.resolved(TRAINERS, made.facts["trainer"], "trainer")  # an earlier wmrl had fewer keys
-    if made.parents == parents and before == trainer:
-        return True
-    raise continuing.missing(store, NAME)
-
-
 def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple[int, ...]:
     """The shape of what this kind of controller looks at."""
     kind, _ = config.lookup(CONTROLLERS, table, NAME)
@@ -199,9 +90,11 @@ def _view(table: dict[str, Any], world: WorldModel, episodes: Episodes) -> tuple
 
 def _grounds(
     pipe: Pipeline,
+    store: Store,
     world: WorldModel,
     episodes: Episodes,
     controller: nn.Module,
+    shape: tuple[int, ...],
     course: Progress,
     log: Log,
     run: Run,
@@ -242,24 +135,45 @@ def _grounds(
             )
         return Rollouts(dreams, functools.partial(Dreamer, device=device), controller, rows, device)
 
+    def batches(batch: int, length: int, start: int) -> Iterator[Batch]:
+        source, key = _source(store, world, episodes, log, run), (course.seed(pipe), "train-controller")
+        crossing: dict[str, Any] = {"crossing": True} if getattr(world.dynamics, "crosses", False) else {}
+        return prefetch(windows(source, batch, length, key=key, start=start, **crossing))
+
+    def arithmetic(work: Callable[[], object]) -> precisions.Choice:
+        if "arithmetic" not in course.choices:
+            course.choices["arithmetic"], why = _faster(work, run)
+            log.say(f"learning in dreams on {run.device} in {course.choices['arithmetic']} ({why})")
+        return course.choices["arithmetic"]
+
     def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step = course.began + step
         log.metrics(course.step, metrics)
 
     return Grounds(
         world=world,
-        batches=lambda batch, length: windows(episodes, batch, length, key=(pipe.seed, "train-controller")),
+        view=shape,
+        device=device,
+        batches=batches,
+        arithmetic=arithmetic,
         awake=lambda *args, **how: awake()(*args, **how),
         asleep=asleep,
         seed=course.seed(pipe),
         save=course.save,
         resume=lambda: course.tree,
         log=note,
-        progress=lambda done, total, words: log.progress(done, total, "rollouts", words),
+        progress=lambda done, total, words, unit="rollouts": log.progress(done, total, unit, words),
         say=log.say,
         over=run.over,
         trained=course.began > 0,
     )
+
+
+def _source(store: Store, world: WorldModel, episodes: Episodes, log: Log, run: Run) -> Source:
+    """Where windows come from: codes, made once, if the representation is a frozen one whose codes are small."""
+    near = follow(store.logdir, "vae")[0].parent / "codes"  # of the run whose representation this is
+    hash_ = store.load("vae").hash
+    return codes.source(episodes, world.representation, hash_, store.logdir / "codes", log=log, run=run, near=near)
 
 
 def _lanes(pipe: Pipeline, run: Run) -> int:
@@ -283,12 +197,17 @@ def _dreams(world: WorldModel, bank: Tensor, run: Run) -> dict[str, int]:
 
 
 def _precision(world: WorldModel, space: Space, rows: int, run: Run) -> tuple[precisions.Choice, str]:
-    """In which arithmetic `rows` frames are encoded: as asked, or the faster one here; and why."""
-    if run.precision != "auto":
-        return run.precision, "as --precision asks"
+    """In which arithmetic `rows` frames are encoded, and why."""
     frames = torch.zeros(rows, *space.shape, dtype=torch.uint8, device=run.device)
     with torch.inference_mode():
-        return precisions.choose(lambda: world.encode(frames), run.device)
+        return _faster(lambda: world.encode(frames), run)
+
+
+def _faster(work: Callable[[], object], run: Run) -> tuple[precisions.Choice, str]:
+    """In which arithmetic `work` is done: as asked, or the faster one here; and why."""
+    if run.precision != "auto":
+        return run.precision, "as --precision asks"
+    return precisions.choose(work, run.device)
 
 
 def _fits(env: envs.VectorEnv, episodes: Episodes, pipe: Pipeline) -> None:

@@ -6,13 +6,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wmrl.errors import ContractError
 from wmrl.nn.mlp import Activation, Norm
 from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State
+from wmrl.trainers import dreaming
 from wmrl.trainers.critic import Critic, Kind, follow, slow_copy
+from wmrl.trainers.dreaming import Offline
 from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.imagine import Imagined, imagine
+from wmrl.trainers.learner import Parts, kept, put_back
 from wmrl.trainers.returns import lambda_return, percentiles, step_weights
 from wmrl.world import WorldModel
 
@@ -51,6 +53,13 @@ class ActorCritic:
         critic_clip: Longest gradient of the critic; 0 clips nothing.
         hard_ends: Whether chances to go on are rounded to 0 or 1, as the published MinAtar agent does.
         reduce: Whether losses are means over the horizon, or sums, as the published MinAtar agent's actor has them.
+        steps: Updates in all, as all that follows for `wmrl train-controller`; `wmrl iterate` has its own. A larger
+            number continues a finished training.
+        batch: Windows in a batch.
+        length: Steps of a window: batch x (length + 1) states are dreamt from.
+        validate_every: Updates between two validations.
+        validation_episodes: Fixed episodes, awake, on which the best weights are chosen; 0: none, the last are kept.
+        target_return: Mean validation return at which the training ends early.
 
     Raises:
         ValueError: if a number makes no sense.
@@ -79,6 +88,12 @@ class ActorCritic:
         critic_clip: float = 100.0,
         hard_ends: bool = False,
         reduce: Literal["mean", "sum"] = "mean",
+        steps: int = Offline.steps,
+        batch: int = Offline.batch,
+        length: int = Offline.length,
+        validate_every: int = Offline.validate_every,
+        validation_episodes: int = Offline.validation_episodes,
+        target_return: float | None = None,
     ) -> None:
         if horizon < 1 or slow_every < 1:
             raise ValueError(f"horizon and slow_every must be at least 1, got {horizon} and {slow_every}")
@@ -94,6 +109,14 @@ class ActorCritic:
         self.slow_every, self.slow_fraction = slow_every, slow_fraction
         self.learning_rates, self.clips = (actor_learning_rate, critic_learning_rate), (actor_clip, critic_clip)
         self.hard_ends, self.reduce = hard_ends, reduce
+        self.offline = Offline(
+            steps=steps,
+            batch=batch,
+            length=length,
+            validate_every=validate_every,
+            validation_episodes=validation_episodes,
+            target_return=target_return,
+        )
 
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
         """What takes the steps; see `wmrl.trainers.learner`."""
@@ -101,7 +124,7 @@ class ActorCritic:
 
     def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
         """As `wmrl.protocols.Trainer`."""
-        raise NotImplementedError
+        return dreaming.train(self, self.offline, controller, grounds)
 
 
 class Learner:
@@ -121,6 +144,8 @@ class Learner:
         self.actor_step = Descent(controller.parameters(), how.learning_rates[0], how.clips[0])
         self.critic_step = Descent(self.critic.parameters(), how.learning_rates[1], how.clips[1])
         self.range, self.updates = torch.zeros(2, device=device), 0
+        networks = {"controller": controller, "critic": self.critic, "slow": self.slow}
+        self.parts: Parts = {**networks, "actor_step": self.actor_step, "critic_step": self.critic_step}
 
     def update(self, world: WorldModel, starts: State, weight: Tensor, *, rng: torch.Generator) -> Metrics:
         """As `wmrl.trainers.learner.Learner`."""
@@ -177,23 +202,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """As `wmrl.trainers.learner.Learner`."""
-        modules = {"controller": self.controller, "critic": self.critic, "slow": self.slow}
-        steps = {"actor_step": self.actor_step, "critic_step": self.critic_step}
-        tree: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items()}
-        tree |= {name: step.state() for name, step in steps.items()}
-        return {**tree, "range": self.range, "updates": self.updates}
+        return {**kept(self.parts), "range": self.range, "updates": self.updates}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """As `wmrl.trainers.learner.Learner`."""
-        try:
-            for module, name in ((self.controller, "controller"), (self.critic, "critic"), (self.slow, "slow")):
-                module.load_state_dict({key: torch.as_tensor(x) for key, x in tree[name].items()})
-            self.actor_step.restore(tree["actor_step"])
-            self.critic_step.restore(tree["critic_step"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            what = str(error).splitlines()[-1].strip()
-            raise ContractError(
-                f"the training state is of other networks ({what}); begin anew with --noreload"
-            ) from error
+        put_back(self.parts, tree)
         self.range.copy_(torch.as_tensor(tree["range"]))
         self.updates = int(tree["updates"])

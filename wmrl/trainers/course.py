@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from wmrl.stats import iqm
 from wmrl.trainers.grounds import Scores
 
 
@@ -32,6 +33,16 @@ class Check:
     def mean(self) -> float:
         """The mean return."""
         return float(self.returns.mean())
+
+    @property
+    def words(self) -> str:
+        """Mean and deviation for people."""
+        return f"{self.mean:.1f} +- {self.returns.std():.1f}"
+
+    def metrics(self, name: str, mean: str = "_mean") -> dict[str, float]:
+        """The returns under `<name>_...`; the mean is called `<name><mean>`."""
+        spread = {f"{name}_std": float(self.returns.std()), f"{name}_iqm": float(iqm(self.returns[:, None]))}
+        return {f"{name}{mean}": self.mean, **spread}
 
 
 @dataclass
@@ -87,8 +98,8 @@ class Course:
             "seconds": self.seconds,
             "fitness": _stack([g.fitness for g in self.generations]),
             "history": np.array([[g.number, g.steps, g.seconds, g.sigma] for g in self.generations]).reshape(-1, 4),
-            **_checks("check", self.checks),
-            **_checks("awake", self.awake),
+            **checks_tree("check", self.checks),
+            **checks_tree("awake", self.awake),
             "kept": _stack([mean for _, mean in self.kept]),
             "kept_generations": np.array([k for k, _ in self.kept], np.int64),
             "scores": _scores(self.scores),
@@ -108,8 +119,8 @@ class Course:
             int(tree["steps"]),
             float(tree["seconds"]),
             [Generation(int(h[0]), int(h[1]), float(h[2]), float(h[3]), f) for h, f in past],
-            _checked("check", tree),
-            _checked("awake", tree),
+            checks_of("check", tree),
+            checks_of("awake", tree),
             [(int(k), mean) for k, mean in kept],
             tree["scores"] and Scores(**tree["scores"]),
             tree["looking"] and Scores(**tree["looking"]),
@@ -153,12 +164,14 @@ class Course:
         return found | {name: c.mean for name, checks in both.items() for c in checks if c.generation == k}
 
 
-def _checks(name: str, checks: list[Check]) -> dict[str, np.ndarray]:
+def checks_tree(name: str, checks: list[Check]) -> dict[str, np.ndarray]:
+    """Validations as arrays, under `<name>s` and `<name>_history`."""
     history = np.array([[c.generation, c.steps, c.seconds] for c in checks]).reshape(-1, 3)
     return {f"{name}s": _stack([c.returns for c in checks]), f"{name}_history": history}
 
 
-def _checked(name: str, tree: dict[str, Any]) -> list[Check]:
+def checks_of(name: str, tree: dict[str, Any]) -> list[Check]:
+    """The validations that `checks_tree` wrote."""
     if f"{name}_history" not in tree:  # a search that an earlier wmrl began
         return []
     seen = zip(tree[f"{name}_history"], tree[f"{name}s"], strict=True)

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 
+from wmrl.precision import Choice
 from wmrl.spec import Batch
 from wmrl.world import WorldModel
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -67,28 +71,34 @@ class Grounds:
 
     Args:
         world: The frozen world model, to dream in.
-        batches: (batch, length) -> windows of real episodes.
+        batches: (batch, length, start) -> windows of real episodes, the batches from number `start` on; to be closed.
         awake: Scores a population in the environment.
         asleep: (temperature, ends, max_steps) -> the same inside the world model; steps no environment.
         seed: The number from which all randomness of the trainer follows.
         save: Keeps a tree of arrays and numbers, durably; the next `resume` returns it.
         resume: The tree saved last, or None at the first start.
         log: (global step, metrics) -> None.
-        progress: (done, total, note) -> None, for people who watch; in rollouts.
+        progress: (done, total, note, unit = "rollouts") -> None, for people who watch.
         say: A line for people who watch.
         over: Whether the time is spent and training should end early.
         trained: Whether the controller was trained before, in another world: it is validated before the first step.
+        view: The shape of what the controller sees.
+        device: Where the world and the controller are.
+        arithmetic: What to compute in; the first call may do the given work a few times, and its answer holds.
     """
 
     world: WorldModel
-    batches: Callable[[int, int], Iterator[Batch]]
+    batches: Callable[[int, int, int], Iterator[Batch]]
     awake: Score
     asleep: Callable[[float, Literal["threshold", "sample"], int], Score]
     seed: int
     save: Callable[[dict[str, Any]], None]
     resume: Callable[[], dict[str, Any] | None]
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    progress: Callable[[float, float, str], None] = lambda done, total, note: None
+    progress: Callable[..., None] = lambda done, total, note, unit="rollouts": None
     say: Callable[[str], None] = lambda text: None
     over: Callable[[], bool] = lambda: False
     trained: bool = False
+    view: tuple[int, ...] = ()
+    device: torch.device = CPU
+    arithmetic: Callable[[Callable[[], object]], Choice] = lambda work: "fp32"

@@ -3,11 +3,14 @@
 The stage `train-controller` lets it take them on a frozen world, `wmrl iterate` between those of the world itself.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wmrl.errors import ContractError
+from wmrl.optimizers import Descent
 from wmrl.spec import Batch, Metrics, State, tree_map
 from wmrl.world import WorldModel
 
@@ -16,11 +19,12 @@ class Learner(Protocol):
     """Improves a controller, in place, a step at a time; made by `trainer.learner(controller, shape, device)`.
 
     `shape` is that of the controller's view: `feature_shape` of the dynamics, or a frame's. The learner owns all other
-    networks (critics, slow copies) and the optimisers; they are on `device`, where the controller is already.
+    networks (critics, slow copies) and the optimisers; they are on `device`, where the controller is already. Their
+    first weights come from torch's global generator, which the caller seeds.
     """
 
     def update(self, world: WorldModel, starts: State, weight: Tensor, *, rng: torch.Generator) -> Metrics:
-        """Dream from `starts`, and take a step.
+        """Dream from `starts`, and take a step; it may be called under autocast, losses are float32 all the same.
 
         Args:
             world: Frozen: its parameters take no gradients; dreams may be in the graph all the same.
@@ -29,7 +33,7 @@ class Learner(Protocol):
             rng: Source of all noise.
 
         Returns:
-            Detached scalars to log.
+            Detached scalars to log, under their whole names (`losses/actor`), the same ones at every call.
         """
 
     def state(self) -> dict[str, Any]:
@@ -41,6 +45,34 @@ class Learner(Protocol):
         Raises:
             ContractError: if it is the state of other networks.
         """
+
+
+Parts = Mapping[str, nn.Module | Descent]
+"""The networks of a learner, and the optimisers of those that are trained, by their names."""
+
+
+def kept(parts: Parts) -> dict[str, Any]:
+    """What `Learner.state` tells of these parts."""
+    return {name: dict(x.state_dict()) if isinstance(x, nn.Module) else x.state() for name, x in parts.items()}
+
+
+def put_back(parts: Parts, tree: dict[str, Any]) -> None:
+    """Give the parts what `kept` told.
+
+    Raises:
+        ContractError: if it is the state of other networks.
+    """
+    try:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                part.load_state_dict({key: torch.as_tensor(x) for key, x in tree[name].items()})
+            else:
+                part.restore(tree[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        what = str(error).splitlines()[-1].strip()
+        raise ContractError(
+            f"the state is of another controller or critic ({what}); begin anew with --noreload"
+        ) from error
 
 
 def starts_of(batch: Batch, states: State) -> tuple[State, Tensor]:

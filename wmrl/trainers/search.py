@@ -12,7 +12,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wmrl.progress import Rate
 from wmrl.seeding import number
-from wmrl.stats import iqm
 from wmrl.trainers.course import Check, Course, Generation
 from wmrl.trainers.grounds import Grounds, Score, Scores
 from wmrl.trainers.options import Options
@@ -218,9 +217,9 @@ class Search:
             self._check(self.score, course.checks, "dream/return" if self.how.asleep else "eval/return_mean", hurry)
         if awake and _last(course.awake) != k:
             self._check(self.grounds.awake, course.awake, "eval/return_mean", hurry)
-        words = ("dreams" if self.how.asleep else "scores") + f" {_spread(course.checks[-1])}"
+        words = ("dreams" if self.how.asleep else "scores") + f" {course.checks[-1].words}"
         if _last(course.awake) == k:
-            words += f", and scores {_spread(course.awake[-1])} awake,"
+            words += f", and scores {course.awake[-1].words} awake,"
         steps = "dreamt steps" if self.how.asleep else "steps"
         best = f"; best {course.best_return:.1f}" if np.isfinite(course.best_return) else ""
         whose = {"dream": " asleep", "env": " awake"}[self.how.judge] if best and self.how.asleep else ""
@@ -249,8 +248,7 @@ class Search:
         if checks is self.judges:
             self.course.judged(self.strategy.mean, check)
         kind = name.removesuffix("_mean")
-        spread = {f"{kind}_std": float(check.returns.std()), f"{kind}_iqm": float(iqm(check.returns[:, None]))}
-        self.grounds.log(check.steps, {name: check.mean, **spread})
+        self.grounds.log(check.steps, check.metrics(kind, name.removeprefix(kind)))
         self._save()
 
     def _tell_generation(self, row: Generation, length: float, speed: float) -> None:
@@ -275,7 +273,3 @@ class Search:
 
 def _last(checks: list[Check]) -> int | None:
     return checks[-1].generation if checks else None
-
-
-def _spread(check: Check) -> str:
-    return f"{check.mean:.1f} +- {check.returns.std():.1f}"
