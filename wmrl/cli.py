@@ -125,6 +125,7 @@ def test_controller(
     target_return: Annotated[float | None, _option("Exit with code 4 if the mean return is below this.")] = None,
     baseline: Annotated[list[Path] | None, _option("Another logdir to show beside; repeatable.")] = None,
     backend: Annotated[str | None, _option("envpool: score on envpool's game too, beside gymnasium's.")] = None,
+    sample: Annotated[bool, _option("Draw actions from the policy, instead of its best ones.", "--sample")] = False,
     capture_video: Annotated[bool, _option("Film the recorded episodes.", "--capture-video")] = False,
     noreload: Annotated[bool, _option("Play the episodes of this protocol again.", "--noreload")] = False,
 ) -> Call:
@@ -139,6 +140,7 @@ def test_controller(
             target_return=target_return,
             baselines=tuple(baseline or ()),
             backend=backend,
+            sample=sample,
             capture_video=capture_video,
         )
 

@@ -11,6 +11,7 @@ controller training, validation and test can therefore never share a track.
 plays the random policy (white noise) under a protocol and stores its returns in the package, as the row to beat.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -119,6 +120,7 @@ def protocol(
     max_steps: int | None = None,
     backend: str | None = None,
     frame_skip: int | None = None,
+    sample: bool = False,
 ) -> Protocol:
     """The protocol for an environment: `carracing-100` for CarRacing-v3 with the defaults.
 
@@ -128,6 +130,7 @@ def protocol(
         max_steps: A cap below the environment's own, or None.
         backend: `gymnasium` or `envpool`; None: whose game it is, gymnasium's if it has it.
         frame_skip: Tics of a step, or None for the game's default.
+        sample: Whether actions are drawn from the policy, and not its best ones.
 
     Raises:
         ConfigError: if there is nothing to play, or the game has no frame skip to choose.
@@ -141,7 +144,9 @@ def protocol(
     parts += [f"skip{skip}"] if skip != own else []
     backend = backend or home(env_id)
     parts += [backend] if backend != home(env_id) else []
+    parts += ["sampled"] if sample else []
     how = {"backend": backend, "episodes": episodes, "max_steps": max_steps, "frame_skip": skip}
+    how |= {"policy": "sampled"} if sample else {}
     return Protocol(id="-".join(parts), env_id=env_id, **how)  # type: ignore[arg-type]
 
 
@@ -152,20 +157,24 @@ def named(name: str) -> Protocol:
         ConfigError: if there is none of that name.
     """
     known = {short: env_id for env_id, short in SHORT.items()}
-    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-skip(\d+))?(?:-(envpool))?", name)
+    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-skip(\d+))?(?:-(envpool))?(-sampled)?", name)
     if found is None or found[1] not in known:
         raise ConfigError(f"there is no protocol {name!r}; a name is like {sorted(known)[0]}-100")
     cap, skip = (int(digits) if digits else None for digits in (found[3], found[4]))
-    return protocol(known[found[1]], episodes=int(found[2]), max_steps=cap, frame_skip=skip, backend=found[5])
+    how: dict[str, Any] = {"max_steps": cap, "frame_skip": skip, "backend": found[5], "sample": found[6] is not None}
+    return protocol(known[found[1]], episodes=int(found[2]), **how)
 
 
 def random_score(of: Protocol) -> Score | None:
-    """What the random policy scores under a protocol, if it was measured for at least as many episodes; else None."""
-    folder = _baselines()
+    """What the random policy scores under a protocol, if it was measured for at least as many episodes; else None.
+
+    It draws its actions whatever the protocol says of the policy.
+    """
+    folder, family = _baselines(), dataclasses.replace(of, policy="deterministic").family
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.name.endswith(".json"):
             stored = json.loads(entry.read_text())
-            if stored["family"] == of.family and len(stored["returns"]) >= of.episodes:
+            if stored["family"] == family and len(stored["returns"]) >= of.episodes:
                 return _score(of, stored)
     return None
 

@@ -138,10 +138,13 @@ class Test:
     Args:
         episodes: Number of test episodes; their seeds are fixed.
         max_steps: Steps after which a test episode is truncated; the protocol's own limit if left out.
+        sample: Whether actions are drawn from the policy, and not its best ones. That is another protocol, and the
+            validations of trainers that learn in dreams follow it.
     """
 
     episodes: int = 100
     max_steps: int | None = None
+    sample: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ lane plays a wave on one core, so that one wave's network computes while the oth
 tail of a wave, when few rows are left, costs little. Which lane plays a wave changes nothing of its result.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -14,10 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import vector_to_parameters
 
 from wmrl.errors import UserError
 from wmrl.protocols import Actor
 from wmrl.rollout import OnStep, Policy, Stepper, play, waves
+
+LARGE = 10_000
+"""Parameters from which on a lone candidate is one product for all rows, not one of each row with its own copy."""
 
 
 class _Halt(Exception):
@@ -34,6 +39,7 @@ class Rollouts:
         controller: The module whose parameters the candidates are.
         alive: Most rows in a wave.
         device: Where the candidates' parameters live.
+        sample: Whether a lone candidate draws its actions; several ones take the best.
     """
 
     envs: Sequence[Stepper]
@@ -41,6 +47,7 @@ class Rollouts:
     controller: nn.Module
     alive: int
     device: torch.device
+    sample: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(
@@ -61,8 +68,7 @@ class Rollouts:
         watch = _Watch(tick, self._lock, halt)
 
         def wave(env: Stepper, k: int, who: np.ndarray, what: np.ndarray) -> None:
-            rows = torch.as_tensor(parameters[who], dtype=torch.float32, device=self.device)
-            actor = self.actor(Policy(self.controller, rows))
+            actor = self.actor(self._policy(parameters, who))
             wanted = [int(seed) for seed in seeds[what]]
             played = play(env, actor, wanted, on_step=watch.listen(k, len(wanted)), abort=abort)
             if not np.isfinite(played.returns).all():
@@ -74,6 +80,13 @@ class Rollouts:
                 after_wave()
 
         self._play(missing, wave, halt)
+
+    def _policy(self, parameters: np.ndarray, who: np.ndarray) -> Policy:
+        if len(parameters) > 1 or (parameters.size < LARGE and not self.sample):
+            return Policy(self.controller, torch.as_tensor(parameters[who], dtype=torch.float32, device=self.device))
+        one = copy.deepcopy(self.controller)
+        vector_to_parameters(torch.as_tensor(parameters[0], dtype=torch.float32, device=self.device), one.parameters())
+        return Policy(one, sample=self.sample)
 
     def _play(self, missing: Iterator[Any], wave: Callable[..., None], halt: threading.Event) -> None:
         def lane(env: Stepper) -> None:

@@ -26,14 +26,15 @@ def progress(tree: Tree) -> str:
     """How far a stage is, in words."""
     if "tallies" in tree:
         return f"{sum(len(tally.get('returns', ())) for tally in tree['tallies'])} episodes played"
-    done, found = tree.get("progress", tree).get("step"), _generations(tree)
-    generations = "" if found is None else f", {found} generations{_validated(tree['tree'])}"
-    return "begun" if done is None else f"step {done:,}{generations}"
+    done, search = tree.get("progress", tree).get("step"), tree.get("tree") or {}
+    made = f", {len(search['history'])} generations" if "history" in search else ""
+    return "begun" if done is None else f"step {done:,}{made}{_validated(search)}"
 
 
 def best(found: Mapping[str, Any]) -> str:
-    """What a search's best mean returned on the validation episodes, of a search in dreams in both worlds."""
-    text = f"validation return {found['return']:.1f} in generation {found['generation']}"
+    """What the best weights returned on the validation episodes, of a search in dreams in both worlds."""
+    when = f"at step {found['step']:,}" if "step" in found else f"in generation {found['generation']}"
+    text = f"validation return {found['return']:.1f} {when}"
     return text if "awake" not in found else f"{text} (asleep {found['dreamt']:.1f}, awake {found['awake']:.1f})"
 
 
@@ -62,12 +63,12 @@ def goes_on(tree: Tree, name: str, facts: Mapping[str, Any], pipe: Pipeline) -> 
 
 
 def _search_goes_on(tree: Tree, facts: Mapping[str, Any], pipe: Pipeline) -> bool:
-    """Whether a search is asked for other things than the artifact has, or has made other generations."""
+    """Whether a search is asked for other things than the artifact has, or has made other generations or updates."""
     had = facts.get("trainer", {})
     if any(had.get(key) != value for key, value in pipe.trainer.items()):
         return True
-    made = len(facts.get("history", {}).get("generation", ()))
-    return not tree["complete"] and _generations(tree) != made
+    made = len(facts["history"]["generation"]) if "history" in facts else facts.get("steps", 0)
+    return not tree["complete"] and _made(tree) != made
 
 
 def _validated(search: Tree) -> str:
@@ -79,7 +80,7 @@ def _validated(search: Tree) -> str:
     return f", asleep {own:.1f}, awake {awake[-1].mean():.1f}" if len(awake) else f", validation return {own:.1f}"
 
 
-def _generations(tree: Tree) -> int | None:
-    """How many generations a search has made; None of what is no search."""
+def _made(tree: Tree) -> int | None:
+    """How many generations a search has made, or updates a learner; None of what is neither."""
     search = tree.get("tree") or {}
-    return len(search["history"]) if "history" in search else None
+    return len(search["history"]) if "history" in search else search.get("step")

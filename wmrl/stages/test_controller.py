@@ -41,6 +41,7 @@ class TestOptions:
         target_return: Mean return below which the exit code is 4 (`--target-return`); None: no target.
         baselines: Other logdirs whose stored scores are shown beside (`--baseline`, repeatable).
         backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`); None: whose game it is only.
+        sample: Draw actions from the policy (`--sample`), as the pipeline's `test.sample` does; else its best ones.
         capture_video: Also film the episodes that were recorded, into LOGDIR/videos (`--capture-video`).
     """
 
@@ -51,6 +52,7 @@ class TestOptions:
     target_return: float | None = None
     baselines: tuple[Path, ...] = ()
     backend: str | None = None
+    sample: bool = False
     capture_video: bool = False
 
 
@@ -115,6 +117,7 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
             max_steps=options.max_steps or pipe.test.max_steps,
             backend=backend,
             frame_skip=pipe.env.frame_skip,
+            sample=options.sample or pipe.test.sample,
         )
         asked.append(wanted.id)
         if run.noreload or wanted.id not in tallies:
@@ -126,7 +129,8 @@ def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions
 
     missing = [ordered[name] for name in asked if not ordered[name].complete]
     for tally in missing:
-        _play_one(tally, pipe, Agent(world, Policy(controller)), log, run, save)
+        policy = Policy(controller, sample=tally.protocol.policy == "sampled")
+        _play_one(tally, pipe, Agent(world, policy), log, run, save)
     over = [tally for tally in ordered.values() if tally.complete]
     if not _save(store, parents, over):
         log.say(f"{store.path('test')} is up to date")

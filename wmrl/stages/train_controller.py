@@ -54,7 +54,8 @@ def train_controller(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     controller = fresh(pipe, given).to(run.device)
     trainer = config.build(TRAINERS, pipe.trainer, "trainer")
     alive, lanes = min(run.max_workers, PER_THREAD * run.threads), _lanes(pipe, run)
-    choices, made_from = {"environments": alive, "lanes": lanes}, {"data": episodes.hash, **parents}
+    choices: dict[str, Any] = {"environments": alive, "lanes": lanes, **({"sample": True} if pipe.test.sample else {})}
+    made_from = {"data": episodes.hash, **parents}
     course = Progress.load(store, made_from, episodes.lineage(), choices, pipe, log, run)
     if course.began and course.tree is None:
         controller, _ = store.component(NAME, run.device)
@@ -118,7 +119,8 @@ def _grounds(
         preflight = [number(pipe.seed, "preflight", i) for i in range(min(each, 2))]
         eyes = precisions.lowered(world.representation, precision)
         play(env, Agent(world, Policy(controller), precision, eyes=eyes), preflight, max_steps=3)
-        return Rollouts(games, lambda policy: Agent(world, policy, precision, eyes=eyes), controller, each, device)
+        actor, sample = functools.partial(Agent, world, precision=precision, eyes=eyes), "sample" in course.choices
+        return Rollouts(games, actor, controller, each, device, sample)
 
     def asleep(temperature: float, ends: Literal["threshold", "sample"], max_steps: int) -> Score:
         bank = first_codes(world, episodes, device)

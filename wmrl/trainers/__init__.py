@@ -4,4 +4,6 @@ TRAINERS: dict[str, str] = {
     "actor-critic": "wmrl.trainers.actor_critic:ActorCritic",
     "cma-es": "wmrl.trainers.evolve:Evolve",
     "nes": "wmrl.trainers.nes:NES",
+    "reward": "wmrl.trainers.reward:Reward",
+    "value": "wmrl.trainers.value:value",
 }

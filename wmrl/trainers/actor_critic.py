@@ -65,6 +65,8 @@ class ActorCritic:
         ValueError: if a number makes no sense.
     """
 
+    needs = "policy"
+
     def __init__(
         self,
         *,

@@ -1,0 +1,113 @@
+"""Dreamt reward, maximised through the world model: no critic."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from wmrl.optimizers import Descent, descend
+from wmrl.spec import Metrics, State
+from wmrl.trainers import dreaming
+from wmrl.trainers.dreaming import Offline
+from wmrl.trainers.grounds import Grounds
+from wmrl.trainers.imagine import imagine
+from wmrl.trainers.learner import Parts, kept, put_back
+from wmrl.trainers.returns import step_weights
+from wmrl.world import WorldModel
+
+
+class Reward:
+    """Follow the gradient of the reward that a dream of `horizon` steps collects, through the world model.
+
+    What lies behind the horizon counts nothing. Source: the reward trainer of mauicv's RSSM and TSSM (after Hafner et
+    al. 2020); there, a likely end of the episode takes the reward of its own step and of no later one.
+
+    Args:
+        horizon: Steps of a dream.
+        discount: Of rewards, per step.
+        entropy: Scale of the entropy bonus.
+        learning_rate: Of Adam.
+        clip: Longest gradient; 0 clips nothing.
+        steps: As in `actor-critic`, and so are all that follow.
+        batch: Windows in a batch.
+        length: Steps of a window.
+        validate_every: Updates between two validations.
+        validation_episodes: Fixed episodes, awake, on which the best weights are chosen.
+        target_return: Mean validation return at which the training ends early.
+
+    Raises:
+        ValueError: if a number makes no sense.
+    """
+
+    needs = "policy"
+
+    def __init__(
+        self,
+        *,
+        horizon: int = 15,
+        discount: float = 1.0,
+        entropy: float = 1e-3,
+        learning_rate: float = 8e-5,
+        clip: float = 1.0,
+        steps: int = Offline.steps,
+        batch: int = Offline.batch,
+        length: int = Offline.length,
+        validate_every: int = Offline.validate_every,
+        validation_episodes: int = Offline.validation_episodes,
+        target_return: float | None = None,
+    ) -> None:
+        if horizon < 1 or not 0 <= discount <= 1:
+            raise ValueError(f"need a horizon of at least 1 and a discount in 0..1, got {horizon} and {discount}")
+        self.horizon, self.discount, self.entropy = horizon, discount, entropy
+        self.learning_rate, self.clip = learning_rate, clip
+        self.offline = Offline(
+            steps=steps,
+            batch=batch,
+            length=length,
+            validate_every=validate_every,
+            validation_episodes=validation_episodes,
+            target_return=target_return,
+        )
+
+    def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
+        """What takes the steps; see `wmrl.trainers.learner`."""
+        return Learner(self, controller)
+
+    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
+        """As `wmrl.protocols.Trainer`."""
+        return dreaming.train(self, self.offline, controller, grounds)
+
+
+class Learner:
+    """The controller and its optimiser.
+
+    Args:
+        how: The options.
+        controller: What is improved, in place.
+    """
+
+    def __init__(self, how: Reward, controller: Any) -> None:
+        self.how, self.controller = how, controller.requires_grad_(True)
+        self.actor_step = Descent(controller.parameters(), how.learning_rate, how.clip)
+        self.parts: Parts = {"controller": controller, "actor_step": self.actor_step}
+
+    def update(self, world: WorldModel, starts: State, weight: torch.Tensor, *, rng: torch.Generator) -> Metrics:
+        """As `wmrl.trainers.learner.Learner`."""
+        how = self.how
+        dream = imagine(world, self.controller, starts, how.horizon, rng=rng, through=True)
+        weights, count = step_weights(weight, how.discount * dream.cont), weight.sum().clamp(min=1)
+        reward, entropy = (weights * dream.reward).sum() / count, (weights.detach() * dream.entropy).sum() / count
+        loss = -reward - how.entropy * entropy
+        (norm,) = descend(loss, self.actor_step)
+        steps = weights.detach().sum().clamp(min=1e-8) / count
+        metrics = {"losses/actor": loss, "losses/entropy": entropy / steps, "losses/actor_gradient_norm": norm}
+        metrics |= {"dream/reward": reward / steps, "dream/return": reward}
+        return {name: x.detach() for name, x in metrics.items()}
+
+    def state(self) -> dict[str, Any]:
+        """As `wmrl.trainers.learner.Learner`."""
+        return kept(self.parts)
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        """As `wmrl.trainers.learner.Learner`."""
+        put_back(self.parts, tree)
