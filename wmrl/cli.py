@@ -127,6 +127,7 @@ def test_controller(
     backend: Annotated[str | None, _option("envpool: score on envpool's game too, beside gymnasium's.")] = None,
     sample: Annotated[bool, _option("Draw actions from the policy, instead of its best ones.", "--sample")] = False,
     capture_video: Annotated[bool, _option("Film the recorded episodes.", "--capture-video")] = False,
+    snapshots: Annotated[str | None, _option("Score the snapshots of an online run: all, or steps.")] = None,
     noreload: Annotated[bool, _option("Play the episodes of this protocol again.", "--noreload")] = False,
 ) -> Call:
     """Score the trained controller on fixed test episodes; every return is kept."""
@@ -142,6 +143,7 @@ def test_controller(
             backend=backend,
             sample=sample,
             capture_video=capture_video,
+            snapshots=snapshots,
         )
 
     return Call(run={"noreload": noreload}, options=options)
@@ -154,13 +156,19 @@ def iterate(
     steps_per_iteration: Annotated[int | None, _option("Gradient steps of V, and of M, each time.")] = None,
     generations_per_iteration: Annotated[int | None, _option("Generations of C each time.")] = None,
     noise: Annotated[float | None, _option("Noise added to the controller's actions while it collects.")] = None,
+    steps: Annotated[int | None, _option("Online: environment steps in all; more go on.")] = None,
+    updates_per_step: Annotated[float | None, _option("Online: the train ratio.")] = None,
+    num_envs: Annotated[int | None, _option("Online: environments in lockstep.")] = None,
     max_workers: MaxWorkers = 256,
+    minutes: Minutes = None,
 ) -> Call:
-    """Collect with the controller, train V, M and C on it, and again; interrupted and called again, it goes on."""
-    steps = {"vae_steps": steps_per_iteration, "dynamics_steps": steps_per_iteration}
+    """Collect with the controller, train on it, and again, in iterations or online; called again, it goes on."""
+    each = {"vae_steps": steps_per_iteration, "dynamics_steps": steps_per_iteration}
     amounts = {"rollouts": rollouts_per_iteration, "generations": generations_per_iteration, "noise": noise}
-    own = {"iterations": iterations, **amounts, **steps}
-    return Call({f"iterate.{key}": value for key, value in own.items()}, {"max_workers": max_workers})
+    online = {"steps": steps, "updates_per_step": updates_per_step, "environments": num_envs}
+    own = {f"iterate.{key}": value for key, value in {"iterations": iterations, **amounts, **each}.items()}
+    own |= {f"online.{key}": value for key, value in online.items()}
+    return Call(own, {"max_workers": max_workers, "minutes": minutes})
 
 
 @_stage("render", "wmrl.stages.render:render")

@@ -1,4 +1,4 @@
-"""Windows: never across an end, uniform over steps, a function of (key, k); gather equals the obvious loop."""
+"""Windows: never across an end unless they shall, uniform over steps, a function of (key, k)."""
 
 import itertools
 import threading
@@ -33,7 +33,6 @@ class Memory:
         }
 
     def gather(self, rows):
-        assert ((np.diff(rows, axis=1) == 0) | (np.diff(rows, axis=1) == 1)).all()
         return {name: column[rows] for name, column in self.columns.items()}
 
 
@@ -54,6 +53,51 @@ def test_windows_never_cross_an_end(lengths, length, key):
         assert batch.action[i, :, 0].tolist() == [first + t + 1 if t < real else 0 for t in range(length)]
         ends = [float(first + t == lengths[number] - 1) for t in range(length)]
         assert batch.terminated[i].tolist() == ends
+
+
+def flat(lengths, chosen):
+    """The rows (episode, step) of the chosen episodes, laid end to end."""
+    return [(e, t) for e in chosen for t in range(lengths[e] + 1)]
+
+
+@given(lengths_of, st.integers(0, 30), st.integers(0, 1000), st.data())
+@settings(max_examples=100, deadline=None)
+def test_crossing_windows_are_rows_in_succession_with_their_borders_marked(lengths, length, key, data):
+    chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
+    rows = flat(lengths, chosen)
+    batches = windows(Memory(lengths), 16, length, key=("x", key), episodes=np.array(chosen), crossing=True)
+    batch = next(batches)
+    assert batch.obs.shape == (16, length + 1, 2) and batch.mask.shape == (16, length)
+    for i in range(16):
+        at = rows.index(tuple(batch.obs[i, 0].tolist()))
+        assert at == 0 or at + length < len(rows), "a window begins where it fits"
+        here = rows[at : at + length + 1]
+        here += here[-1:] * (length + 1 - len(here))
+        assert [tuple(row) for row in batch.obs[i].tolist()] == here
+        for t, (e, step) in enumerate(here[:-1]):
+            real = at + t + 1 < len(rows)
+            plays = step < lengths[e]
+            assert batch.mask[i, t] == (real and plays)
+            assert batch.first[i, t + 1] == (real and not plays)
+            assert batch.action[i, t, 0] == (step + 1 if plays else 0)
+            assert batch.reward[i, t] == (step if plays else 0)
+            assert batch.terminated[i, t] == (step == lengths[e] - 1)
+        assert batch.first[i, 0] == 0
+
+
+def test_every_row_where_it_fits_is_equally_likely_to_begin_a_crossing_window():
+    source, counts = Memory([7, 1, 4, 2]), {}
+    for batch in itertools.islice(windows(source, 600, 5, key=("f",), crossing=True), 10):
+        for row in batch.obs[:, 0].tolist():
+            counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+    fits = flat([7, 1, 4, 2], range(4))[:-5]
+    assert set(counts) == set(fits)
+    expected = 6000 / len(fits)
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 40  # 12 degrees of freedom
+
+
+def test_windows_that_stay_say_nothing_of_beginnings():
+    assert next(windows(Memory([3, 4]), 4, 2, key=("c",))).first is None
 
 
 @given(lengths_of, st.integers(0, 1000))
@@ -94,13 +138,13 @@ def test_nothing_to_draw_from_is_an_error():
         windows(Memory([3]), 4, 2, key=("c",), episodes=np.array([], int))
 
 
-@given(st.integers(0, 50), st.integers(0, 3))
+@given(st.integers(0, 50), st.integers(0, 3), st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_batch_k_depends_on_key_and_k_alone(k, key):
+def test_batch_k_depends_on_key_and_k_alone(k, key, crossing):
     source = Memory([9, 5, 7])
-    straight = next(itertools.islice(windows(source, 8, 4, key=("r", key)), k, None))
-    resumed = next(windows(source, 8, 4, key=("r", key), start=k))
-    other = next(windows(source, 8, 4, key=("r", key + 1), start=k))
+    straight = next(itertools.islice(windows(source, 8, 4, key=("r", key), crossing=crossing), k, None))
+    resumed = next(windows(source, 8, 4, key=("r", key), start=k, crossing=crossing))
+    other = next(windows(source, 8, 4, key=("r", key + 1), start=k, crossing=crossing))
     assert torch.equal(straight.obs, resumed.obs) and torch.equal(straight.action, resumed.action)
     assert not torch.equal(straight.obs, other.obs)
 

@@ -14,6 +14,7 @@ from wmrl.config import build, resolved
 from wmrl.data import codes
 from wmrl.data.episodes import Episodes
 from wmrl.data.shards import Episode, complete, write_shard
+from wmrl.dynamics.mdn_rnn import MDNRNN
 from wmrl.errors import ArtifactError, ConfigError, ContractError, Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline, parse
@@ -325,3 +326,20 @@ def test_a_representation_of_other_frames_is_refused(pipe, store):
     store.save("vae", made)
     with pytest.raises(ContractError, match="but these frames are"):
         train(pipe, store)
+
+
+def test_models_that_cross_get_windows_that_cross_also_in_validation(pipe, store, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage, "_fit", lambda world, data, *rest: seen.append((world, data)) or 1 / 0)
+    monkeypatch.setattr(MDNRNN, "crosses", True, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        train(pipe, store)
+    data = seen[0][1]
+    assert next(data.training()).first is not None and next(data.validation())[0].first is not None
+
+
+def test_crossing_validation_windows_hold_rows_of_held_out_episodes_only(pipe):
+    data = stage.Windows(Rows(), pipe, np.array([0, 2, 3, 5, 6, 8, 9]), np.array([1, 4, 7]), "cpu", crossing=True)
+    batches = [batch for batch, _ in data.validation()]
+    assert {int(row) // 6 for batch in batches for row in batch.code.flatten()} == {1, 4, 7}
+    assert any(batch.first.any() for batch in batches)

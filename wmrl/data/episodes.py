@@ -9,7 +9,7 @@ import numpy as np
 
 from wmrl import seeding
 from wmrl.data import shards
-from wmrl.data.reader import SMALL, Shards
+from wmrl.data.reader import SMALL, Shards, gather
 from wmrl.spec import Actions, Space
 
 Columns = dict[str, np.ndarray]
@@ -71,7 +71,8 @@ class Episodes:
         """The rows of some windows.
 
         Args:
-            rows: (B, L) int64 flat row numbers that within a line grow by 0 or 1 (0: a repeated row, as padding).
+            rows: (B, L) int64 flat row numbers: lines that grow by 0 or 1 (0: a repeated row, as padding) and may
+                jump, from episode to episode, say. The fewer jumps, the faster.
 
         Returns:
             Column -> (B, L, ...): obs, action, reward, terminated, truncated; in the dtypes they are stored in.
@@ -79,15 +80,8 @@ class Episodes:
         Raises:
             ArtifactError: if a shard is missing or damaged.
         """
-        count, length = rows.shape
-        out = self._empty((count, length))
-        spans = rows[:, -1] - rows[:, 0] + 1 if length else np.zeros(count, np.int64)
-        for i, span in enumerate(spans):
-            line = {name: column[i] for name, column in out.items()}
-            self._rows.read(line, int(rows[i, 0]), int(rows[i, 0] + span)) if length else None
-            if span < length:
-                for column in line.values():
-                    column[:] = column[rows[i] - rows[i, 0]]
+        out = self._empty(rows.shape)
+        gather(self._rows.read, out, rows)
         return out
 
     def read(self, first: int, last: int) -> Columns:

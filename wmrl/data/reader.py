@@ -1,8 +1,9 @@
-"""Open shards, a bounded number of them at a time."""
+"""Open shards, a bounded number of them at a time; lines of rows read run by run."""
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -78,3 +79,25 @@ class Shards:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].file.close()
+
+
+Read = Callable[[dict[str, np.ndarray], int, int], None]
+"""(columns, first, last): fill the first rows of each column with the rows [first, last) of a table."""
+
+
+def gather(read: Read, out: dict[str, np.ndarray], rows: np.ndarray) -> None:
+    """Fill columns (B, L, ...) with the rows (B, L) of a table: each line is read in as few runs as it has.
+
+    In a run, rows grow by 0 or 1 (0: a repeated row, as padding); between runs they may jump anywhere.
+    """
+    moves = np.diff(rows, axis=1)
+    jumps = (moves < 0) | (moves > 1)
+    for i, line in enumerate(rows):
+        borders = [0, *(np.flatnonzero(jumps[i]) + 1).tolist(), len(line)] if len(line) else []
+        for a, b in itertools.pairwise(borders):
+            first, last = int(line[a]), int(line[b - 1]) + 1
+            part = {name: column[i, a:b] for name, column in out.items()}
+            read(part, first, last)
+            if last - first < b - a:
+                for column in part.values():
+                    column[:] = column[line[a:b] - first]

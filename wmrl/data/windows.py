@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -33,18 +33,22 @@ def windows(
     key: tuple[seeding.Word, ...],
     start: int = 0,
     episodes: np.ndarray | None = None,
+    crossing: bool = False,
 ) -> Iterator[Batch]:
     """Endless random batches; every step of every episode is equally likely to begin a window.
 
-    Windows never cross the end of an episode: behind it the last row is repeated, and the mask is 0.
+    Windows stay within one episode: behind its end the last row is repeated, and the mask is 0. Crossing ones go on in
+    the next of the chosen episodes instead (`Batch.first`): any T + 1 rows in succession are equally likely, and only
+    where there are fewer rows than that, the last one is repeated.
 
     Args:
-        source: Where rows come from.
+        source: Where rows come from. Of one that grows, call again after each change.
         batch: B, windows in a batch.
         length: T, steps in a window; it has T + 1 observations. 0 gives single frames.
-        key: What randomness depends on: batch k is a function of (key, k) alone.
+        key: What randomness depends on: batch k is a function of (key, k) and the source alone.
         start: The first k.
-        episodes: Numbers of the episodes to draw from; all if left out.
+        episodes: Numbers of the episodes to draw from, in this order; all if left out.
+        crossing: Whether windows go on in the next episode.
 
     Yields:
         Batches with `obs` and `code` as far as the source has them.
@@ -53,28 +57,38 @@ def windows(
         ValueError: if there is no step to begin a window at.
     """
     chosen = np.arange(len(source.lengths)) if episodes is None else np.asarray(episodes)
-    ends = np.cumsum(source.lengths[chosen])
-    if not len(ends) or not ends[-1]:
+    lengths = source.lengths[chosen]
+    if not lengths.sum():
         raise ValueError("there are no steps to draw windows from")
-    return _endless(source, chosen, ends, batch, length, key, start)
+    draw = _crossing if crossing else _inside
+    return _endless(draw(source, chosen, np.cumsum(lengths + crossing), length), batch, key, start)
 
 
-def _endless(
-    source: Source,
-    chosen: np.ndarray,
-    ends: np.ndarray,
-    batch: int,
-    length: int,
-    key: tuple[seeding.Word, ...],
-    k: int,
-) -> Iterator[Batch]:
+_Draw = Callable[[np.random.Generator, int], Batch]
+
+
+def _endless(draw: _Draw, batch: int, key: tuple[seeding.Word, ...], k: int) -> Iterator[Batch]:
     while True:
-        draws = seeding.rng(*key, k).integers(ends[-1], size=batch)
+        yield draw(seeding.rng(*key, k), batch)
+        k += 1
+
+
+def _inside(source: Source, chosen: np.ndarray, ends: np.ndarray, length: int) -> _Draw:
+    def draw(rng: np.random.Generator, batch: int) -> Batch:
+        draws = rng.integers(ends[-1], size=batch)
         at = np.searchsorted(ends, draws, "right")
         episode = chosen[at]
-        first = draws - ends[at] + source.lengths[episode]
-        yield cut(source, episode, first, length)
-        k += 1
+        return cut(source, episode, draws - ends[at] + source.lengths[episode], length)
+
+    return draw
+
+
+def _crossing(source: Source, chosen: np.ndarray, ends: np.ndarray, length: int) -> _Draw:
+    def draw(rng: np.random.Generator, batch: int) -> Batch:
+        first = rng.integers(max(int(ends[-1]) - length, 1), size=batch)
+        return _cut_crossing(source, chosen, ends, first, length)
+
+    return draw
 
 
 def cut(source: Source, episode: np.ndarray, first: np.ndarray, length: int) -> Batch:
@@ -88,14 +102,34 @@ def cut(source: Source, episode: np.ndarray, first: np.ndarray, length: int) -> 
     """
     steps = first[:, None] + np.arange(length + 1)  # (B, T + 1)
     last = source.lengths[episode][:, None]
-    columns = source.gather(source.start[episode][:, None] + np.minimum(steps, last))
+    rows = source.start[episode][:, None] + np.minimum(steps, last)
+    return _batch(source.gather(rows), (steps < last)[:, :length])
+
+
+def _cut_crossing(source: Source, chosen: np.ndarray, ends: np.ndarray, first: np.ndarray, length: int) -> Batch:
+    """The windows that begin at row `first` (B,) of the chosen episodes laid end to end, whose rows end at `ends`."""
+    rows = first[:, None] + np.arange(length + 1)  # (B, T + 1)
+    real = rows < ends[-1]
+    rows = np.minimum(rows, ends[-1] - 1)
+    at = np.searchsorted(ends, rows, "right")
+    last = rows == ends[at] - 1
+    begins = np.zeros_like(real)
+    begins[:, 1:] = last[:, :-1] & real[:, 1:]
+    columns = source.gather(source.start[chosen[at] + 1] - ends[at] + rows)
+    return _batch(columns, real[:, 1:] & ~last[:, :-1], begins)
+
+
+def _batch(columns: dict[str, np.ndarray], mask: np.ndarray, first: np.ndarray | None = None) -> Batch:
+    """Rows (B, T + 1) and the mask (B, T) of their steps as a batch; `first` (B, T + 1) where windows cross."""
+    length = mask.shape[1]
     return Batch(
         obs=_tensor(columns, "obs"),
         action=torch.from_numpy(columns["action"])[:, :length].float(),
         reward=torch.from_numpy(columns["reward"])[:, :length].float(),
         terminated=torch.from_numpy(columns["terminated"])[:, :length].float(),
-        mask=torch.from_numpy(steps < last)[:, :length].float(),
+        mask=torch.from_numpy(mask).float(),
         code=_tensor(columns, "code"),
+        first=None if first is None else torch.from_numpy(first).float(),
     )
 
 

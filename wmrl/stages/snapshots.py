@@ -46,7 +46,7 @@ def chosen(logdir: Path, words: str) -> dict[int, Path]:
     return {step: there[step] for step in steps}
 
 
-def test_snapshots(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions, words: str) -> None:
+def test_snapshots(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> None:
     """Play the test episodes with each snapshot; what was played before is not played again.
 
     Raises:
@@ -56,7 +56,7 @@ def test_snapshots(pipe: Pipeline, store: Store, log: Log, run: Run, options: Te
     scores: dict[int, Score] = {}
     with log.part(FOLDER) as part:
         part.rewind(-1)
-        for step, folder in chosen(store.logdir, words).items():
+        for step, folder in chosen(store.logdir, options.snapshots or "all").items():
             log.say(f"snapshot of step {step:,}")
             own = Store(folder, dataclasses.replace(pipe, data=pipe.data))
             scores[step] = played(pipe, own, log, run, options)[0]

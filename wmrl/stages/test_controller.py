@@ -43,6 +43,7 @@ class TestOptions:
         backend: "envpool" also scores on envpool's game, beside gymnasium's (`--backend`); None: whose game it is only.
         sample: Draw actions from the policy (`--sample`), as the pipeline's `test.sample` does; else its best ones.
         capture_video: Also film the episodes that were recorded, into LOGDIR/videos (`--capture-video`).
+        snapshots: Score what an online run has kept instead: "all", or steps (`--snapshots`).
     """
 
     __test__ = False  # no test class, whatever its name
@@ -54,6 +55,7 @@ class TestOptions:
     backend: str | None = None
     sample: bool = False
     capture_video: bool = False
+    snapshots: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,13 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
             raise ConfigError(f"{flag} must be at least 1, got {value}")
     if options.target_return is not None and not math.isfinite(options.target_return):
         raise ConfigError(f"--target-return must be a finite number, got {options.target_return}")
+    if options.snapshots is not None:
+        from wmrl.stages.snapshots import test_snapshots
+
+        test_snapshots(pipe, store, log, run, options)
+        return
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
-    scores = _play(pipe, store, log, run, options)
+    scores = played(pipe, store, log, run, options)
     step = store.load("controller").facts.get("global_step", 0)
     log.rewind(step - 1)
     log.metrics(step, scores[0].metrics())
@@ -105,7 +112,7 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
 test_controller.__test__ = False  # type: ignore[attr-defined]
 
 
-def _play(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> list[Score]:
+def played(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> list[Score]:
     """The scores of the protocols asked for, the main one first; what is stored already is not played again."""
     world, controller, parents = store.agent(run.device)
     tallies, asked = _stored(store, parents, log), []

@@ -36,6 +36,7 @@ class Windows:
         train: Numbers of the training episodes.
         valid: Numbers of the validation episodes.
         device: Where batches go.
+        crossing: Whether windows go on in the next episode.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Windows:
     train: Any
     valid: Any
     device: str
+    crossing: bool = False
 
     def training(self, start: int = 0) -> Iterator[Batch]:
         """Batch k of training, from k = `start` on."""
@@ -59,7 +61,9 @@ class Windows:
     def _cut(self, what: str, start: int, episodes: Any) -> Iterator[Batch]:
         fit = self.pipe.fit.dynamics
         key = (self.pipe.seed, NAME, what)
-        return windows(self.source, fit.batch, fit.length, key=key, start=start, episodes=episodes)
+        return windows(
+            self.source, fit.batch, fit.length, key=key, start=start, episodes=episodes, crossing=self.crossing
+        )
 
     def _noisy(self, what: str, batches: Iterator[Batch]) -> Iterator[tuple[Batch, torch.Generator]]:
         for k in range(self.pipe.fit.dynamics.validation_batches):
@@ -99,7 +103,8 @@ def train_dynamics(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     else:
         near = follow(store.logdir, "vae")[0].parent / "codes"  # of the run whose representation this is
         source = codes.source(episodes, representation, hash_, store.logdir / "codes", log=log, run=run, near=near)
-        data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device)
+        crossing = getattr(world.dynamics, "crosses", False)
+        data = Windows(source, pipe, *episodes.split(pipe.validation, pipe.seed), run.device, crossing)
         facts["fit"] = _fit(world, data, store, log, run, parents).facts()
         before = WorldModel(representation, fresh(pipe, given).to(run.device))
         facts["validation"] = report(world, before, data, log)
