@@ -67,6 +67,8 @@ def iterate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
 
         online(pipe, store, log, run)
         return
+    if run.minutes is not None:
+        raise ConfigError("--minutes is for pipelines that learn online; iterations have numbers (--iterations, ...)")
     if "from" in pipe.dynamics:
         raise ConfigError("dynamics.from: iterate trains M on, and that of another run must not change; name a kind")
     rounds, own = kept.read(store.logdir), store.logdir / ROLLOUTS
