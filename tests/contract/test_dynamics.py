@@ -24,6 +24,17 @@ TINY = {
     "mixtures": 2,
 }
 FACTORS = {"density_width": 16, "density_blocks": 1, "density_heads": 2, "density_feedforward": 16}
+RSSM = {
+    "variables": 4,
+    "classes": 4,
+    "deterministic": 16,
+    "blocks": 2,
+    "hidden": 32,
+    "units": 32,
+    "layers": 2,
+    "dyn_scale": 0.08,
+    "rep_scale": 0.02,
+}
 SMALL = [
     (Space((6,)), {"kind": "mdn-rnn", "hidden": 16, "mixtures": 2}),
     (Space((6,)), {"kind": "mdn-rnn", "hidden": 16, "mixtures": 2, "mixture": "per_dimension", "features": "zch"}),
@@ -34,6 +45,14 @@ SMALL = [
         {"kind": "transformer-de", **TINY, "positions": "rotary", "mixture": "per_dimension", "dropout": 0.0},
     ),
     (Space((6,)), {"kind": "trade", **TINY, "features": "published", "dropout": 0.01}),
+    (Space((6,)), {"kind": "rssm", **RSSM}),
+    (Space((6,)), {"kind": "rssm", **RSSM, "state": "gaussian", "observation": "scaled", "cell": "layer-norm"}),
+    (
+        Space((6,)),
+        {"kind": "rssm", **RSSM, "observation": "symlog", "reward": "two-hot", "cell": "block", "norm": "rms"},
+    ),
+    (Space((4, 10, 10)), {"kind": "rssm", **RSSM, "depth": 4, "embedding": 8, "outcomes": "published"}),
+    (Space((3, 16, 16)), {"kind": "rssm", **RSSM, "depth": 4, "unimix": 0.01}),
     (Space((3,)), {"kind": "trade", **TINY, "density": "autoregressive", **FACTORS, "features": "z"}),
 ]
 models = pytest.mark.parametrize(

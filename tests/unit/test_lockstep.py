@@ -18,6 +18,7 @@ class Out(NamedTuple):
 
 
 class Count:
+    info = {"id": "Count-v0"}  # noqa: RUF012
     """Shows (seed, sum of first actions so far); an episode of seed s ends after 2 + s % 3 steps."""
 
     n = 3
@@ -42,6 +43,13 @@ class Count:
         return Out(self.at[ids].copy(), action[:, 0].copy(), over, np.zeros(len(ids), bool))
 
 
+class Rows(NamedTuple):
+    seed: int
+    action: np.ndarray
+    obs: np.ndarray
+    reward: np.ndarray
+
+
 class Notes:
     """Remembers the episodes in progress, and those that are over."""
 
@@ -49,18 +57,23 @@ class Notes:
         self.open, self.over = {}, []
 
     def begin(self, ids, seeds, obs):
-        for i, seed in zip(ids, seeds, strict=True):
-            self.open[int(i)] = (seed, [])
+        for i, seed, first in zip(ids, seeds, obs, strict=True):
+            self.open[int(i)] = (seed, [], [first])
 
     def add(self, ids, action, outcome):
         for row, i in enumerate(ids):
             self.open[int(i)][1].append(action[row])
+            self.open[int(i)][2].append(outcome.obs[row])
             if outcome.terminated[row]:
                 self.over.append(self.open[int(i)])
 
-    def open_episode(self, slot):
-        seed, actions = self.open[slot]
-        return seed, np.array(actions, np.float32).reshape(len(actions), 2)
+    @property
+    def playing(self):
+        found = {}
+        for slot, (seed, actions, obs) in self.open.items():
+            action = np.array([*actions, np.zeros(2)], np.float32)
+            found[slot] = Rows(seed, action, np.array(obs), np.zeros(len(obs)))
+        return found
 
 
 class Sum(torch.nn.Module):
@@ -124,10 +137,10 @@ def make():
 def test_each_episode_has_its_own_seed_and_none_goes_on_in_another():
     lockstep, player, notes = make()
     played(20, lockstep, player)
-    assert [len(actions) for _, actions in notes.over] == [2 + seed % 3 for seed, _ in notes.over]
-    seeds = [seed for seed, _ in notes.over] + [seed for seed, _ in notes.open.values()]
+    assert [len(actions) for _, actions, _ in notes.over] == [2 + seed % 3 for seed, _, _ in notes.over]
+    seeds = [seed for seed, _, _ in notes.over] + [seed for seed, _, _ in notes.open.values()]
     assert sorted(seeds) == list(range(lockstep.begun))
-    assert lockstep.finished.lengths == [len(actions) for _, actions in notes.over]
+    assert lockstep.finished.lengths == [len(actions) for _, actions, _ in notes.over]
 
 
 def test_state_and_memory_begin_anew_with_an_episode():

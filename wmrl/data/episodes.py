@@ -9,7 +9,7 @@ import numpy as np
 
 from wmrl import seeding
 from wmrl.data import shards
-from wmrl.data.reader import SMALL, Shards, gather
+from wmrl.data.reader import Shards, empty, gather
 from wmrl.spec import Actions, Space
 
 Columns = dict[str, np.ndarray]
@@ -115,13 +115,7 @@ class Episodes:
         self._rows.close()
 
     def _empty(self, lead: tuple[int, ...]) -> Columns:
-        kinds: dict[str, tuple[tuple[int, ...], Any]] = {
-            "obs": (self.observation.shape, self.dtype),
-            "action": ((self.actions.size,), np.float32),
-            "reward": ((), np.float32),
-            **dict.fromkeys(SMALL[2:], ((), np.bool_)),
-        }
-        return {name: np.empty((*lead, *shape), dtype) for name, (shape, dtype) in kinds.items()}
+        return empty(lead, self.observation.shape, self.dtype, self.actions.size)
 
 
 def split(seeds: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from wmrl import files
 from wmrl.data import columns, shards
 from wmrl.data.shards import Episode, Name
+from wmrl.data.track import unpack
 from wmrl.errors import ArtifactError
 
 ROLE = "rollouts-part"
@@ -104,11 +105,8 @@ def _read(where: Path, meta: Mapping[str, Any]) -> Part:
         try:
             if file.attrs["meta"] != _text(meta):
                 raise ArtifactError(f"{where} was made otherwise, or by other versions")
-            start, table = file["start"][()], {name: file[name][()] for name in columns.COLUMNS}
-            return {
-                int(number): Episode(**{name: rows[a:b] for name, rows in table.items()}, seed=int(seed))
-                for number, seed, a, b in zip(file["number"][()], file["seed"][()], start[:-1], start[1:], strict=True)
-            }
+            table = {name: file[name][()] for name in (*columns.COLUMNS, "start", "seed")}
+            return dict(zip(file["number"][()].tolist(), unpack(table), strict=True))
         except files.DAMAGE as error:
             raise ArtifactError(f"{where} cannot be read: {error}") from error
 

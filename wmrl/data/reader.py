@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the Zstd filter with HDF5
@@ -56,6 +57,13 @@ class Shards:
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.Lock()
 
+    def add(self, path: Path, digest: str, rows: int) -> None:
+        """Append a shard with so many rows."""
+        with self._lock:
+            self.paths.append(path)
+            self.digests.append(digest)
+            self.rows = np.append(self.rows, self.rows[-1] + rows)
+
     def read(self, out: dict[str, np.ndarray], first: int, last: int) -> None:
         """Fill the first rows of each column of `out` with the rows [first, last) of the table."""
         with self._lock:
@@ -79,6 +87,17 @@ class Shards:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].file.close()
+
+
+def empty(lead: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype, actions: int) -> dict[str, np.ndarray]:
+    """Columns (*lead, ...) to be filled, for observations of `shape` and `dtype` and so many numbers of an action."""
+    kinds: dict[str, tuple[tuple[int, ...], Any]] = {
+        "obs": (shape, dtype),
+        "action": ((actions,), np.float32),
+        "reward": ((), np.float32),
+        **dict.fromkeys(SMALL[2:], ((), np.bool_)),
+    }
+    return {name: np.empty((*lead, *each), kind) for name, (each, kind) in kinds.items()}
 
 
 Read = Callable[[dict[str, np.ndarray], int, int], None]

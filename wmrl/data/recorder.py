@@ -120,6 +120,30 @@ class Writer:
             self._hand_over(name)
             del self._parts[name]
 
+    def shard(self, first: int, episodes: Sequence[Episode]) -> Name:
+        """Take a whole shard, which begins with episode `first`; waits while two others are waiting.
+
+        Raises:
+            ArtifactError: if an earlier shard could not be written.
+        """
+        self._raise()
+        name = Name(first, len(episodes))
+        self._queue.put((name, dict(enumerate(episodes, first))))
+        return name
+
+    def has(self, name: Name) -> bool:
+        """Whether this shard is on the disk."""
+        return self._written.get(name) == name.count
+
+    def wait(self) -> None:
+        """Wait until all that was handed over is on the disk.
+
+        Raises:
+            ArtifactError: if it could not be written.
+        """
+        self._queue.join()
+        self._raise()
+
     @property
     def written(self) -> int:
         """Episodes of these shards that are on the disk."""
@@ -158,13 +182,13 @@ class Writer:
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
-            if self._error is not None:
-                continue
             try:
-                self._write(*job)
+                if self._error is None:
+                    self._write(*job)
             except BaseException as error:  # noqa: BLE001  raised again in the caller
                 self._error = error
             job = None
+            self._queue.task_done()
 
     def _write(self, name: Name, part: Part) -> None:
         if len(part) < name.count:

@@ -18,8 +18,13 @@ T = TypeVar("T")
 class Source(Protocol):
     """Rows of episodes: `Episodes`, or cached codes of them."""
 
-    lengths: np.ndarray
-    start: np.ndarray
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) steps of each episode."""
+
+    @property
+    def start(self) -> np.ndarray:
+        """(E + 1,) the first row of each; an episode of T steps has T + 1 rows."""
 
     def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows (B, L) of each column."""

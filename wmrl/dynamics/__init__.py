@@ -2,6 +2,7 @@
 
 DYNAMICS: dict[str, str] = {
     "mdn-rnn": "wmrl.dynamics.mdn_rnn:MDNRNN",
+    "rssm": "wmrl.dynamics.rssm:RSSM",
     "trade": "wmrl.dynamics.trade:TraDE",
     "transformer-de": "wmrl.dynamics.transformer_de:TransformerDE",
 }

@@ -135,7 +135,9 @@ class Pupils:
         self._rows = [{name: torch.tensor(value) for name, value in row.items()} for row in tree["rows"]]
 
     def _table(self) -> torch.Tensor:
-        return torch.stack([torch.stack([v.float().cpu() for v in row.values()]) for row in self._rows])
+        """The numbers of each update, in the order of the first one's names: stored rows come back in another."""
+        names = list(self._rows[0])
+        return torch.stack([torch.stack([row[name].float().cpu() for name in names]) for row in self._rows])
 
     def _freeze(self, frozen: bool) -> None:
         for parameter in self.parameters:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmrl.errors import UserError
 from wmrl.rollout import check_finite, look, noisy
 from wmrl.spec import State, leaves, rebuilt, where
 from wmrl.world import WorldModel
@@ -133,11 +134,17 @@ class Lockstep:
         self.begun = int(tree["begun"])
         self.returns, self.lengths = np.array(tree["returns"]), np.array(tree["lengths"])
         self.finished = Finished(*(list(tree["finished"][name]) for name in ("returns", "lengths")))
-        open_ = [self.replay.open_episode(int(i)) for i in self.ids]  # (seed, actions (t, A)) of each slot
-        obs: np.ndarray = self.env.reset([seed for seed, _ in open_])
-        for t in range(max(len(actions) for _, actions in open_)):
-            ids = np.array([i for i, (_, actions) in enumerate(open_) if t < len(actions)])
-            obs[ids] = self.env.step(np.stack([open_[i][1][t] for i in ids]), ids).obs
+        episodes = [self.replay.playing[int(slot)] for slot in self.ids]
+        obs: np.ndarray = self.env.reset([episode.seed for episode in episodes])
+        steps = np.array([len(episode.reward) - 1 for episode in episodes])
+        for t in range(steps.max()):
+            ids = np.flatnonzero(t < steps)
+            obs[ids] = self.env.step(np.stack([episodes[i].action[t] for i in ids]), ids).obs
+        if any(not np.array_equal(seen, episode.obs[-1]) for seen, episode in zip(obs, episodes, strict=True)):
+            raise UserError(
+                f"{self.env.info['id']} does not come back to where it was when its actions are repeated: it cannot be "
+                "continued; begin in another --logdir"
+            )
         return obs
 
     def _seeds(self, count: int) -> list[int]:

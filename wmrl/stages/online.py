@@ -27,7 +27,7 @@ from wmrl.artifact import Artifact
 from wmrl.data import plan
 from wmrl.data.policies import uniform
 from wmrl.data.windows import windows
-from wmrl.errors import ConfigError
+from wmrl.errors import ConfigError, Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.rollout import Agent, Policy, play
@@ -82,7 +82,10 @@ class _Loop:
         self.device, self.stack = torch.device(run.device), stack
         self.env = stack.enter_context(envs.make(pipe.env, self.how.environments, threads=run.threads))
         self.world, self.controller = fresh(pipe, store, self.env, self.device)
-        learner = trainer.learner(self.controller, view_shape(self.world, self.controller, self.env), self.device)
+        shape = view_shape(self.world, self.controller, self.env)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeding.number(pipe.seed, "learner"))
+            learner = trainer.learner(self.controller, shape, self.device)
         self.pupils = Pupils(self.world, learner, pipe.fit.dynamics, pipe.seed, self.device)
         meta = meta_of(plan.recipe(pipe), self.env)
         self.replay = stack.enter_context(Replay(store.data, meta, capacity=self.how.capacity))
@@ -91,7 +94,7 @@ class _Loop:
         self.step, self.checks, self.kept = 0, list[dict[str, Any]](), list[int]()
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.saved = self._since = time.monotonic()
-        self._reported = 0
+        self._reported, self._logged = 0, -1
 
     # --- the loop
 
@@ -154,20 +157,20 @@ class _Loop:
                 why = self.pupils.measure(batch, self.run.precision)
                 self.log.say(f"learning in {self.pupils.precision} ({why})")
             self.pupils.update(batch)
-            if (k + 1) % self.how.log_every == 0:
-                self._report()
             self._pause()
             if self.run.over():
                 return
+        if self.pupils.updates - self._reported >= self.how.log_every:
+            self._report()
 
     def _report(self) -> None:
-        """A row of metrics."""
+        """A row of metrics. Nothing is saved between the rows of one step: a saved state knows all of them, or none."""
         now = time.monotonic()
         rows, losses = self.pupils.updates - self._reported, self.pupils.report()
         self._reported = self.pupils.updates
         self.spent |= self.pupils.seconds
         total = max(sum(self.spent.values()), 1e-9)
-        row = {f"losses/{name}": value for name, value in losses.items()}
+        row = {name if "/" in name else f"losses/{name}": value for name, value in losses.items()}
         done = self.lockstep.finished
         if done.returns:
             row |= {
@@ -180,10 +183,14 @@ class _Loop:
         row |= {f"time/{name}": self.spent[name] / total for name in PARTS}
         row["time/updates_per_second"] = rows / max(now - self._since, 1e-9)
         self._since = now
-        self.log.metrics(self.step, row)
+        self._log(row)
         note = f"update {self.pupils.updates:,}"
         note += f", return {row['charts/episodic_return']:.1f}" if "charts/episodic_return" in row else ""
         self.log.progress(self.step, self.how.steps, "steps", note)
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.log.metrics(self.step, row)
+        self._logged = self.step
 
     # --- looking
 
@@ -202,7 +209,11 @@ class _Loop:
         began, count = time.monotonic(), self.how.evaluate_episodes
         seeds = [seeding.number(self.pipe.seed, "validation", i) for i in range(count)]
         agent = Agent(self.world, Policy(self.controller, sample=self.pipe.test.sample))
-        played = play(self._games, agent, seeds)
+        try:
+            played = play(self._games, agent, seeds)
+        except Stopped:
+            self.save()
+            raise
         found = summary(played.returns)
         check = {
             "step": self.step,
@@ -215,7 +226,7 @@ class _Loop:
         spread = {"eval/return_std": found.std, "eval/ci_low": found.low, "eval/ci_high": found.high}
         length = {"eval/episodic_length": float(played.lengths.mean())}
         row = {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread, **length}
-        self.log.metrics(self.step, row)
+        self._log(row)
         self.log.say(
             f"step {self.step:,}, update {self.pupils.updates:,}: return {found.mean:.1f} +- {found.std:.1f} on "
             f"{count} validation episodes"
@@ -254,6 +265,7 @@ class _Loop:
                 "checks": self.checks,
                 "kept": self.kept,
                 "spent": self.spent,
+                "logged": self._logged,
             },
         )
         self.saved = time.monotonic()
@@ -277,7 +289,8 @@ class _Loop:
         self.replay.restore(tree["replay"])
         obs = self.lockstep.restore(tree["lockstep"])
         self.player.restore(tree["player"], obs)
-        self.log.rewind(self.step)
+        self._logged = int(tree["logged"])
+        self.log.rewind(self._logged)
         self._announce(f"continuing at step {self.step:,}, update {self.pupils.updates:,}:")
         return True
 

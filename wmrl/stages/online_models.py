@@ -82,7 +82,7 @@ def terms(pipe: Pipeline) -> dict[str, Any]:
     """What decides the bits of all that is learnt online, by the pipeline's names."""
     kinds = ("dynamics", "controller", "trainer")
     tables = {name: config.resolved(registry(name), getattr(pipe, name), name) for name in kinds}
-    tables |= {"representation": pipe.representation, "env": dataclasses.asdict(pipe.env)}
+    tables |= {"representation": pipe.representation, "env": pipe.env.table()}
     tables |= {"online": {k: v for k, v in dataclasses.asdict(pipe.online).items() if k not in ("steps", *LOOKS)}}
     tables |= {"fit.dynamics": dataclasses.asdict(pipe.fit.dynamics)}
     flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
