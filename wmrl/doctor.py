@@ -247,6 +247,8 @@ EXTRAS = {
     "wandb": ("wandb", "--track wandb"),
     "trackio": ("trackio", "--track trackio"),
     "minari": ("minari", "wmrl data import and export of Minari datasets"),
+    "minatar": ("minatar", "MinAtar's games"),
+    "minigrid": ("minigrid", "MiniGrid's mazes"),
 }
 """Extra -> the package that it brings (distribution and module), what it is for."""
 

@@ -13,7 +13,6 @@ plays the random policy (white noise) under a protocol and stores its returns in
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.resources
 import json
 import re
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from wmrl.artifact import Artifact
+from wmrl.envs.names import MINATAR, difficulty, home, versions
 from wmrl.envs.names import frame_skip as tics_of_a_step
-from wmrl.envs.names import home
 from wmrl.errors import ConfigError
 from wmrl.seeding import number
 from wmrl.stats import Summary, summary
@@ -35,7 +34,12 @@ SEED_RULE = "episode i: 2^31 + number('test', environment id, i)"
 SHORT = {
     "CarRacing-v3": "carracing",
     "TakeCover-v1": "takecover",
+    **{env_id: env_id.lower().removesuffix("-v1").replace("/", "-") for env_id in MINATAR},
 }  # names in use; others are made from the environment's id
+PLAYED = ("gymnasium", "box2d", "envpool")
+"""Packages that play the games other than MinAtar's."""
+RULES = ("action_repeat", "sticky", "ramping")
+"""What changes a game, as `protocol` and the table of an environment name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,15 @@ class Protocol:
     Args:
         id: Its name, `<environment>-<episodes>`, with what deviates behind it.
         env_id: Environment id with version, as gymnasium has it.
-        backend: Whose game it is: `gymnasium`, or `envpool`, whose tracks and pixels differ.
+        backend: Whose game it is: `gymnasium`, `minatar`, or `envpool`, whose tracks and pixels differ.
         episodes: How many, one per test seed.
         max_steps: Steps after which an episode is cut; None: the environment's own limit.
         seeds: The rule that gives episode i its seed.
         policy: Whether actions are the policy's best (`deterministic`) or drawn (`sampled`).
         frame_skip: Tics of a step; None for games that do not count in tics.
+        action_repeat: Steps of the game that an action lasts; None for one.
+        sticky: MinAtar's chance that the last action is repeated; None for its own.
+        ramping: Whether MinAtar's games grow harder; None for its own choice.
     """
 
     id: str
@@ -61,6 +68,9 @@ class Protocol:
     seeds: str = SEED_RULE
     policy: str = "deterministic"
     frame_skip: int | None = None
+    action_repeat: int | None = None
+    sticky: float | None = None
+    ramping: bool | None = None
 
     @property
     def hash(self) -> str:
@@ -73,8 +83,8 @@ class Protocol:
         return _hash({k: v for k, v in self.record().items() if k not in ("id", "episodes")})
 
     def record(self) -> dict[str, Any]:
-        """The record; without the frame skip where there is none, as it was before there was any."""
-        return {k: v for k, v in asdict(self).items() if k != "frame_skip" or v is not None}
+        """The record; without the frame skip and rules where there are none, as it was before there were any."""
+        return {k: v for k, v in asdict(self).items() if k not in ("frame_skip", *RULES) or v is not None}
 
     def test_seeds(self) -> list[int]:
         """The seed of each episode; a protocol with fewer episodes uses the first ones."""
@@ -117,6 +127,9 @@ def protocol(
     env_id: str,
     *,
     episodes: int = 100,
+    action_repeat: int = 1,
+    sticky: float | None = None,
+    ramping: bool | None = None,
     max_steps: int | None = None,
     backend: str | None = None,
     frame_skip: int | None = None,
@@ -127,13 +140,16 @@ def protocol(
     Args:
         env_id: Environment id.
         episodes: How many of the test seeds to play, from the first on.
+        action_repeat: Steps of the game that an action lasts.
+        sticky: MinAtar's chance that the last action is repeated, or None for its own.
+        ramping: Whether MinAtar's games grow harder, or None for its own choice.
         max_steps: A cap below the environment's own, or None.
         backend: `gymnasium` or `envpool`; None: whose game it is, gymnasium's if it has it.
         frame_skip: Tics of a step, or None for the game's default.
         sample: Whether actions are drawn from the policy, and not its best ones.
 
     Raises:
-        ConfigError: if there is nothing to play, or the game has no frame skip to choose.
+        ConfigError: if there is nothing to play, or the game has no frame skip, or other choice, to make.
     """
     if episodes < 1 or (max_steps is not None and max_steps < 1):
         raise ConfigError(f"a test needs at least one episode of one step, not {episodes} of {max_steps}")
@@ -142,12 +158,16 @@ def protocol(
     parts += [f"max{max_steps}"] if max_steps is not None else []
     skip, own = tics_of_a_step(env_id, frame_skip), tics_of_a_step(env_id, None)
     parts += [f"skip{skip}"] if skip != own else []
+    rules = difficulty(env_id, sticky, ramping) | ({"action_repeat": action_repeat} if action_repeat > 1 else {})
+    parts += [f"repeat{action_repeat}"] if action_repeat > 1 else []
+    parts += [f"sticky{rules['sticky']:g}"] if "sticky" in rules else []
+    parts += ["flat"] if "ramping" in rules else []
     backend = backend or home(env_id)
     parts += [backend] if backend != home(env_id) else []
     parts += ["sampled"] if sample else []
-    how = {"backend": backend, "episodes": episodes, "max_steps": max_steps, "frame_skip": skip}
+    how = {"backend": backend, "episodes": episodes, "max_steps": max_steps, "frame_skip": skip, **rules}
     how |= {"policy": "sampled"} if sample else {}
-    return Protocol(id="-".join(parts), env_id=env_id, **how)  # type: ignore[arg-type]
+    return Protocol(id="-".join(parts), env_id=env_id, **how)
 
 
 def named(name: str) -> Protocol:
@@ -186,7 +206,7 @@ def baseline_text(score: Score, command: str) -> str:
         "family": score.protocol.family,
         "policy": "white",
         "command": command,
-        "packages": {name: importlib.metadata.version(name) for name in ("gymnasium", "box2d", "envpool", "numpy")},
+        "packages": versions(*(["minatar"] if score.protocol.backend == "minatar" else PLAYED), "numpy"),
         "returns": [round(float(r), 6) for r in score.returns],
         "lengths": score.lengths.tolist(),
         "terminated": score.terminated.tolist(),

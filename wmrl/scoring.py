@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from wmrl.recording import Episode, Recorder, Tree, unpack
 from wmrl.rollout import play, waves
 from wmrl.run import cores
 
-ENVPOOL_ROWS = 32  # environments of a wave there: batches large enough, and a wave still takes less than a minute
+MANY = 32  # environments of a wave, if it is not of processes: batches large enough, and it takes less than a minute
 PER_PROCESS = 4  # gymnasium's environments in each process: a wave of CarRacing takes half a minute
 FEW = 16  # rows up to which one thread computes the network: more would only take the environments' cores
 
@@ -77,7 +77,7 @@ class Tally:
 
 def environments(protocol: Protocol, threads: int, most: int) -> int:
     """How many environments to step at once."""
-    wanted = ENVPOOL_ROWS if protocol.backend == "envpool" else PER_PROCESS * threads
+    wanted = PER_PROCESS * threads if protocol.backend == "gymnasium" else MANY
     return max(1, min(wanted, most, protocol.episodes))
 
 
@@ -95,7 +95,7 @@ def complete(
 
     Args:
         tally: What there is; it grows.
-        env: What is seen of the environment (size, crop); id, backend and cap are the protocol's.
+        env: What is seen of the environment (size, crop, observe, hide); all else is the protocol's.
         actor: Environment -> what acts in it.
         threads: Threads or processes of the environments.
         record: How many of the first episodes to keep whole.
@@ -107,13 +107,15 @@ def complete(
     """
     protocol = tally.protocol
     seeds = game_seeds(protocol)
-    table = Env(
+    table = replace(
+        env,
         id=protocol.env_id,
-        size=env.size,
-        crop=env.crop,
         backend=_backend(protocol),
         max_steps=protocol.max_steps,
         frame_skip=protocol.frame_skip,
+        action_repeat=protocol.action_repeat or 1,
+        sticky=protocol.sticky,
+        ramping=protocol.ramping,
     )
     few = tally.environments <= FEW
     with one_thread(few), make(table, tally.environments, threads=min(threads, tally.environments)) as games:

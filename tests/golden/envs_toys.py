@@ -81,6 +81,41 @@ class Rendered(Three):
         return Three.frame(self, self.code_shown)
 
 
+class Numbers(Three):
+    """Observes numbers of many kinds: the step, the seed, the last action; its pictures are those of `Three`."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = spaces.Dict(
+        {
+            "action": spaces.Discrete(60),
+            "both": spaces.Tuple([spaces.Box(0, 9, (), np.int64), spaces.MultiBinary(2)]),
+            "seed": spaces.Box(-np.inf, np.inf, (1, 2), np.float64),
+        }
+    )
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def frame(self, code):
+        self.code_shown = code
+        seed = float("nan") if self.seed == 13 and self.t == 2 else self.seed
+        return {"action": code, "both": (self.t, [self.t > 0, 1]), "seed": [[seed, -0.5]]}
+
+    def render(self):
+        return Three.frame(self, self.code_shown)
+
+
+class Planes(Three):
+    """Four boolean planes of 5 x 6 cells: plane 0 tells the step by its row, plane 3 the seed by its column."""
+
+    observation_space = spaces.Box(0, 1, (5, 6, 4), bool)
+
+    def frame(self, code):
+        planes = np.zeros((5, 6, 4), bool)
+        planes[self.t, :, 0] = planes[:, self.seed % 6, 3] = True
+        return planes
+
+
 class Blind(Rendered):
     metadata = {"render_modes": ["human"]}  # noqa: RUF012
 
@@ -176,7 +211,7 @@ class Crash(Three):
         return super().reset(seed=seed)
 
 
-GOOD = (Three, Box, Own, Grey, First, Rendered, Chatty)
+GOOD = (Three, Box, Own, Grey, First, Rendered, Chatty, Numbers, Planes)
 BAD = (Blind, Unspoken, Tables, Many, Endless, Unsteered, Whole, Unmade, Leaves, Curtain, Crash)
 for kind in GOOD + BAD:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}", max_episode_steps=3)

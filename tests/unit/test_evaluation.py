@@ -6,7 +6,7 @@ import pytest
 
 from wmrl import evaluation, scoring
 from wmrl.errors import ConfigError
-from wmrl.evaluation import Score, baseline_text, named, protocol, random_score
+from wmrl.evaluation import SHORT, Score, baseline_text, named, protocol, random_score
 from wmrl.log import Log
 from wmrl.seeding import number
 
@@ -88,6 +88,28 @@ def test_a_game_that_envpool_alone_has_is_scored_there_and_its_frame_skip_is_par
         protocol("CarRacing-v3", frame_skip=2)
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"sticky": 0.0}, "minatar-asterix-100-sticky0"),
+        ({"ramping": False}, "minatar-asterix-100-flat"),
+        ({"action_repeat": 2}, "minatar-asterix-100-repeat2"),
+    ],
+)
+def test_rules_that_are_not_the_games_own_are_part_of_the_protocol(change, name):
+    usual, other = named("minatar-asterix-100"), protocol("MinAtar/Asterix-v1", **change)
+    assert (usual.env_id, usual.backend, usual.max_steps) == ("MinAtar/Asterix-v1", "minatar", None)
+    assert usual == protocol("MinAtar/Asterix-v1", sticky=0.1, ramping=True), "as published"
+    assert other.id == name and other.hash != usual.hash and other.family != usual.family
+    with pytest.raises(ConfigError, match=r"env\.sticky: only MinAtar's games"):
+        protocol("CarRacing-v3", sticky=0.0)
+
+
+def test_records_of_other_games_are_as_they_were():
+    """Their hashes are stored with scores."""
+    assert protocol("CarRacing-v3").hash.startswith("a7e801402586")
+
+
 def test_survival_is_told_in_tics_where_a_game_counts_in_them():
     lengths = np.array([10, 20])
     score = Score(protocol("TakeCover-v1", episodes=2), lengths * 1.0, lengths, np.ones(2, bool))
@@ -96,9 +118,9 @@ def test_survival_is_told_in_tics_where_a_game_counts_in_them():
 
 
 def test_the_package_knows_what_the_random_policy_scores():
-    for name in ("carracing-100", "takecover-100"):
-        score = random_score(named(name))
-        assert len(score.returns) == 100
+    for name in sorted(SHORT.values()):
+        score = random_score(named(f"{name}-100"))
+        assert len(score.returns) == 100, name
     assert np.array_equal(score.returns, score.lengths) and score.terminated.all()
 
 

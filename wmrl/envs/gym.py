@@ -42,6 +42,7 @@ class Found:
         order: Layout of the observed image; None if frames are not observed.
         options: What it is made with, besides.
         native: Height and width of frames, pixels.
+        limit: Steps of its longest episode; None if it does not tell.
         fps: Frames a second.
         versions: Packages that the results depend on.
     """
@@ -53,6 +54,7 @@ class Found:
     order: str | None
     options: dict[str, Any]
     native: tuple[int, int]
+    limit: int | None
     fps: float
     versions: dict[str, str]
 
@@ -80,10 +82,11 @@ def _find(env_id: str, env: Env) -> Found:
     try:
         action_map = ActionMap(probe.action_space, env_id)
         seen = _look(probe, env_id, env)
+        own = getattr(probe.unwrapped, "max_steps", None) if env_id.startswith(MINIGRID) else None
         fps = float(probe.metadata.get("render_fps") or 30.0)
     finally:
         probe.close()
-    return Found(spec, modules, action_map, *seen, fps, _versions(spec))
+    return Found(spec, modules, action_map, *seen, spec.max_episode_steps or own, fps, _versions(spec))
 
 
 def _spec(env_id: str) -> tuple[EnvSpec, tuple[str, ...]]:

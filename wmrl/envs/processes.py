@@ -42,7 +42,7 @@ class ProcessEnv(SlotEnv):
             action_map=found.action_map,
             native=found.native,
             state=found.state,
-            limit=found.spec.max_episode_steps,
+            limit=found.limit,
             fps=found.fps,
             info={"backend": "gymnasium", "pixels": found.pixels, "versions": found.versions},
         )

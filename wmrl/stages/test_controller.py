@@ -16,7 +16,7 @@ from wmrl.artifact import Artifact
 from wmrl.curves import label
 from wmrl.envs.names import canonical, home
 from wmrl.errors import ArtifactError, ConfigError, ContractError, TargetMissed
-from wmrl.evaluation import Score, protocol, random_score, scores_in
+from wmrl.evaluation import RULES, Score, protocol, random_score, scores_in
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.recording import episodes_in
@@ -121,6 +121,7 @@ def played(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOption
         wanted = protocol(
             env_id,
             episodes=options.episodes or pipe.test.episodes,
+            **{key: getattr(pipe.env, key) for key in RULES},
             max_steps=options.max_steps or pipe.test.max_steps,
             backend=backend,
             frame_skip=pipe.env.frame_skip,
