@@ -70,9 +70,7 @@ def put_back(parts: Parts, tree: dict[str, Any]) -> None:
                 part.restore(tree[name])
     except (RuntimeError, ValueError, KeyError) as error:
         what = str(error).splitlines()[-1].strip()
-        raise ContractError(
-            f"the state is of another controller or critic ({what}); begin anew with --noreload"
-        ) from error
+        raise ContractError(f"the state is of other networks ({what}); begin anew with --noreload") from error
 
 
 def starts_of(batch: Batch, states: State) -> tuple[State, Tensor]:
