@@ -20,6 +20,7 @@ LAYERS = [
     {
         "config",
         "sources",
+        "environment",
         "iteration",
         "online",
         "pipeline",

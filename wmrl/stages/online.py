@@ -12,7 +12,6 @@ Source: Hafner et al. 2020 (Dreamer), algorithm 1.
 """
 
 import dataclasses
-import functools
 import math
 import time
 from contextlib import ExitStack
@@ -20,32 +19,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from wmrl.data.replay import Replay
 
 from wmrl import config, continuing, envs, interrupts, seeding, sources
-from wmrl.artifact import Artifact
 from wmrl.data import plan
 from wmrl.data.policies import uniform
+from wmrl.data.replay import Replay
 from wmrl.data.windows import windows
 from wmrl.errors import ConfigError, Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
-from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run
 from wmrl.stages import snapshots
 from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
+from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh, terms, view_shape, write
 from wmrl.stages.test_controller import TestOptions, test_controller
-from wmrl.stats import summary
 from wmrl.store import Store
 from wmrl.trainers import TRAINERS
 
 NAME = "online"
 SAVE_EVERY = 25.0
 """At most so much work is lost by a kill, seconds (and the cycle that is under way)."""
-COLUMNS = ("returns", "lengths")
 PARTS = ("world", "behaviour", "acting", "evaluation")
 """What the time is spent on."""
 
@@ -91,7 +87,8 @@ class _Loop:
         self.replay = stack.enter_context(Replay(store.data, meta, capacity=self.how.capacity))
         self.lockstep = Lockstep(self.env, self.replay, lambda i: seeding.number(pipe.seed, "online", "episode", i))
         self.player = Player(self.world, self.controller, self.device)
-        self.step, self.checks, self.kept = 0, list[dict[str, Any]](), list[int]()
+        self.checks = Checks(pipe, self.world, self.controller, run, stack)
+        self.step, self.kept = 0, list[int]()
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.saved = self._since = time.monotonic()
         self._reported, self._logged = 0, -1
@@ -197,46 +194,23 @@ class _Loop:
     def _look(self) -> None:
         """Evaluate and keep snapshots where the steps have come to it."""
         how = self.how
-        last = self.checks[-1]["step"] if self.checks else -1
-        at_end = self.step >= how.steps and last != self.step
-        if how.evaluate_every and (at_end or self.step // how.evaluate_every > max(last, 0) // how.evaluate_every):
+        if self.checks.due(self.step):
             self._evaluate()
         if how.keep_every and self.step // how.keep_every > (self.kept[-1] if self.kept else 0) // how.keep_every:
             self._keep()
 
     def _evaluate(self) -> None:
-        """Play the fixed validation episodes with the policy's best actions."""
-        began, count = time.monotonic(), self.how.evaluate_episodes
-        seeds = [seeding.number(self.pipe.seed, "validation", i) for i in range(count)]
-        agent = Agent(self.world, Policy(self.controller, sample=self.pipe.test.sample))
+        """Play the fixed validation episodes."""
+        began = time.monotonic()
         try:
-            played = play(self._games, agent, seeds)
+            row, words = self.checks.play(self.step, self.pupils.updates)
         except Stopped:
             self.save()
             raise
-        found = summary(played.returns)
-        check = {
-            "step": self.step,
-            "updates": self.pupils.updates,
-            "returns": played.returns,
-            "lengths": played.lengths,
-        }
-        self.checks.append(check)
         self.spent["evaluation"] += time.monotonic() - began
-        spread = {"eval/return_std": found.std, "eval/ci_low": found.low, "eval/ci_high": found.high}
-        length = {"eval/episodic_length": float(played.lengths.mean())}
-        row = {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, **spread, **length}
         self._log(row)
-        self.log.say(
-            f"step {self.step:,}, update {self.pupils.updates:,}: return {found.mean:.1f} +- {found.std:.1f} on "
-            f"{count} validation episodes"
-        )
+        self.log.say(f"step {self.step:,}, update {self.pupils.updates:,}: {words}")
         self.save()
-
-    @functools.cached_property
-    def _games(self) -> Any:
-        """Environments of their own for evaluations."""
-        return self.stack.enter_context(envs.make(self.pipe.env, self.how.evaluate_episodes, threads=self.run.threads))
 
     def _keep(self) -> None:
         """A snapshot: a logdir of its own, in LOGDIR/snapshots."""
@@ -262,7 +236,7 @@ class _Loop:
                 "player": self.player.state(),
                 "lockstep": self.lockstep.state(),
                 "replay": self.replay.state(),
-                "checks": self.checks,
+                "checks": self.checks.rows,
                 "kept": self.kept,
                 "spent": self.spent,
                 "logged": self._logged,
@@ -278,7 +252,7 @@ class _Loop:
             return False
         continuing.agree(self.store.part(NAME), tree["terms"], terms(self.pipe))
         continuing.threads(NAME, tree["threads"], self.log)
-        self.step, self.checks, self.kept = int(tree["step"]), list(tree["checks"]), list(tree["kept"])
+        self.step, self.checks.rows, self.kept = int(tree["step"]), list(tree["checks"]), list(tree["kept"])
         self.spent = dict(tree["spent"])
         self.pupils.restore(tree["pupils"])
         self._reported = self.pupils.updates - len(tree["pupils"]["rows"])
@@ -304,14 +278,12 @@ class _Loop:
         if complete:
             with self.log.part("test-controller") as part:
                 test_controller(self.pipe, self.store, part, self.run, TestOptions())
-        tensors = {f"{check['step']}/{name}": np.asarray(check[name]) for check in self.checks for name in COLUMNS}
-        steps = [{"step": check["step"], "updates": check["updates"]} for check in self.checks]
-        facts = {"online": steps, "global_step": self.step, "updates": self.pupils.updates, "kept": self.kept}
-        self.store.save("iterate", Artifact("iterate", tensors=tensors, facts=facts)) if complete else None
+        facts = {"global_step": self.step, "updates": self.pupils.updates, "kept": self.kept}
+        if complete:
+            self.store.save("iterate", self.checks.artifact(facts))
         words = "" if complete else "; the minutes are over, the same command goes on"
         self.log.say(f"{self.step:,} steps, {self.pupils.updates:,} updates{words}")
-        curve = [{**row, **summary(c["returns"]).record()} for row, c in zip(steps, self.checks, strict=True)]
-        self.log.result({"stage": "iterate", "data": self.pipe.data, "evaluations": curve, **facts})
+        self.log.result({"stage": "iterate", "data": self.pipe.data, "evaluations": self.checks.curve(), **facts})
 
     def _write(self, store: Store) -> None:
         facts = {"steps": self.pupils.updates, "global_step": self.step}

@@ -39,6 +39,11 @@ def step_weights(start: Tensor, cont: Tensor) -> Tensor:
     return torch.cat([start[None], cont[:-1]]).cumprod(0)
 
 
+def average(x: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean of all numbers of `x`; 0 where nothing counts."""
+    return (x * weight).sum() / weight.sum().clamp(min=1e-8)
+
+
 def percentiles(x: Tensor, weight: Tensor, low: float = 0.05, high: float = 0.95) -> Tensor:
     """The two quantiles (2,) of the numbers in `x` whose weight is not 0. Source: DreamerV3 (Hafner et al. 2023)."""
     counted = torch.where(weight > 0, x, torch.nan).flatten().float()
