@@ -35,6 +35,7 @@ RSSM = {
     "dyn_scale": 0.08,
     "rep_scale": 0.02,
 }
+GAUSS = {"state": "gaussian", "observation": "scaled", "cell": "layer-norm", "dyn_scale": 0.8, "rep_scale": 0.2}
 SMALL = [
     (Space((6,)), {"kind": "mdn-rnn", "hidden": 16, "mixtures": 2}),
     (Space((6,)), {"kind": "mdn-rnn", "hidden": 16, "mixtures": 2, "mixture": "per_dimension", "features": "zch"}),
@@ -46,17 +47,22 @@ SMALL = [
     ),
     (Space((6,)), {"kind": "trade", **TINY, "features": "published", "dropout": 0.01}),
     (Space((6,)), {"kind": "rssm", **RSSM}),
-    (Space((6,)), {"kind": "rssm", **RSSM, "state": "gaussian", "observation": "scaled", "cell": "layer-norm"}),
+    (Space((6,)), {"kind": "rssm", **RSSM, **GAUSS}),
     (
         Space((6,)),
         {"kind": "rssm", **RSSM, "observation": "symlog", "reward": "two-hot", "cell": "block", "norm": "rms"},
     ),
     (Space((4, 10, 10)), {"kind": "rssm", **RSSM, "depth": 4, "embedding": 8, "outcomes": "published"}),
-    (Space((3, 16, 16)), {"kind": "rssm", **RSSM, "depth": 4, "unimix": 0.01}),
+    (Space((3, 16, 16)), {"kind": "rssm", **RSSM, "depth": 8, "embedding": 8, "unimix": 0.01}),
     (Space((3,)), {"kind": "trade", **TINY, "density": "autoregressive", **FACTORS, "features": "z"}),
 ]
 models = pytest.mark.parametrize(
     ("space", "table"), SMALL, ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape)
+)
+vectors = pytest.mark.parametrize(
+    ("space", "table"),
+    [(s, t) for s, t in SMALL if len(s.shape) == 1],
+    ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape),
 )
 spaces = pytest.mark.parametrize("actions", [Actions(3, True), Actions(2, False)], ids=["discrete", "continuous"])
 ONE = Actions(3, True)
@@ -169,7 +175,7 @@ def test_a_masked_window_weighs_nothing(space, table):
     world, batch = make(space, table).eval(), some_batch(space)
     batch.mask[1:] = 0
     alone = Batch(*(x[:1] for x in (batch.obs, batch.action, batch.reward, batch.terminated, batch.mask)))
-    torch.testing.assert_close(world.loss(batch, seeded(0))[0], world.loss(alone, seeded(0))[0])
+    torch.testing.assert_close(world.loss(batch)[0], world.loss(alone)[0])  # without rng nothing is drawn
 
 
 @models
@@ -299,7 +305,7 @@ def test_step_by_step_it_is_as_surprised_as_in_a_window(space, table, actions):
     world, batch = make(space, table, actions).eval(), some_batch(space, actions)
     if not hasattr(world.dynamics, "log_prob"):
         pytest.skip("no density")
-    nll = world.loss(batch, seeded(0))[1]["nll"]
+    nll = world.loss(batch)[1]["nll"]  # without rng nothing is drawn
     state, steps = world.start(batch.obs[:, 0]), []
     for t in range(T):
         steps.append(world.dynamics.log_prob(state, batch.action[:, t], batch.obs[:, t + 1]))
@@ -307,7 +313,7 @@ def test_step_by_step_it_is_as_surprised_as_in_a_window(space, table, actions):
     torch.testing.assert_close(-torch.stack(steps).mean() / space.shape[0], nll)
 
 
-@models
+@vectors
 def test_learnt_in_windows_it_holds_step_by_step(space, table):
     """A process with a memory: the next latent is the sign of the action before last. Learnt in windows."""
     size, rng = space.shape[0], seeded(0)
@@ -336,7 +342,7 @@ def test_learnt_in_windows_it_holds_step_by_step(space, table):
             state = world.observe(state, action[:, t], z[:, t + 1])
 
 
-@models
+@vectors
 def test_learnt_in_windows_it_is_true_far_behind_them(space, table):
     """Nats at steps 33 to 200, through `observe`, are those inside training windows."""
     size, rng, far = space.shape[0], seeded(0), 200
@@ -345,6 +351,8 @@ def test_learnt_in_windows_it_is_true_far_behind_them(space, table):
     for t in range(far):  # what comes next depends on nothing but the latent and the action
         z[:, t + 1] = 0.7 * z[:, t] + 0.5 * action[:, t, :1] + 0.3 * torch.randn(64, size, generator=rng)
     world = make(space, table, Actions(2, False))
+    if not hasattr(world.dynamics, "log_prob"):
+        pytest.skip("no density")
     optimizer = torch.optim.Adam(world.dynamics.parameters(), 5e-3)
     for k in range(200):
         for group in optimizer.param_groups:

@@ -212,7 +212,8 @@ class RSSM(nn.Module):
         """
         states, posterior = self._filter(latent, batch, rng)
         features = self.features(states)
-        seen = masked_mean(self.decoder.loss(self.decoder(features), latent), batch.rows)
+        rows = batch.rows * batch.rows[:, 1:].amax(1, keepdim=True)  # a window of padding alone has no first row either
+        seen = masked_mean(self.decoder.loss(self.decoder(features), latent), rows)
         told = features[:, 1:] if self.outcomes == "arrival" else features[:, :-1]
         wrong, error = self.reward.losses(told, batch.reward)
         earned, ends = (masked_mean(x, batch.mask) for x in (wrong, self.goes_on.losses(told, batch.terminated)))
@@ -230,9 +231,7 @@ class RSSM(nn.Module):
             metrics |= {"kl": masked_mean(dyn, batch.mask)}
             metrics["entropy"] = masked_mean(self.space.entropy(self.space.parts(posterior)), batch.mask)
             if not self.training and hasattr(self, "log_prob"):
-                before = RSSMState(*(x[:, :-1].flatten(0, 1) for x in states))
-                log_prob = self.log_prob(before, batch.action.flatten(0, 1), latent[:, 1:].flatten(0, 1))
-                metrics["nll"] = -masked_mean(log_prob.view_as(batch.mask), batch.mask) / latent.shape[-1]
+                metrics["nll"] = -masked_mean(self._along(states, latent, batch), batch.mask) / latent.shape[-1]
         return total, {name: value.detach() for name, value in metrics.items()}, states
 
     def _filter(self, latent: Tensor, batch: Batch, rng: torch.Generator | None) -> tuple[RSSMState, Tensor]:
@@ -269,6 +268,11 @@ class RSSM(nn.Module):
         weight = self.decoder.log_prob(decoded, latent) + self.space.log_prob(self.space.parts(prior), drawn)
         weight = weight - self.space.log_prob(self.space.parts(posterior), drawn)
         return torch.logsumexp(weight, 0) - math.log(SAMPLES)
+
+    def _along(self, states: RSSMState, latent: Tensor, batch: Batch) -> Tensor:
+        """`log_prob` (B, T) of the observations of a window."""
+        steps = zip(*(x.unbind(1) for x in states), batch.action.unbind(1), latent[:, 1:].unbind(1), strict=False)
+        return torch.stack([self._log_prob(RSSMState(d, s), action, seen) for d, s, action, seen in steps], 1)
 
 
 def _at_least(least: int, **numbers: float) -> None:
