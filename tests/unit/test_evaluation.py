@@ -193,3 +193,11 @@ def test_a_test_episode_is_played_to_its_end_however_badly_it_goes(tmp_path, mon
     score = scoring.measure_random(protocol("Toy-v0", episodes=3), threads=1, log=Log.quiet("m", tmp_path))
     assert score.lengths.tolist() == [300] * 3
     assert score.returns.tolist() == [-300.0] * 3
+
+
+def test_drawn_actions_are_another_protocol_and_best_ones_are_the_one_of_old() -> None:
+    best, drawn = protocol("CarRacing-v3"), protocol("CarRacing-v3", sample=True)
+    assert (best.id, drawn.id, drawn.policy) == ("carracing-100", "carracing-100-sampled", "sampled")
+    assert named(drawn.id) == drawn and drawn.hash != best.hash
+    assert best.hash == GOLDEN
+    assert random_score(drawn).returns.tolist() == random_score(best).returns.tolist()

@@ -414,3 +414,17 @@ def test_dreams_are_as_many_at_once_as_when_the_search_began(pipe, tmp_path) -> 
         patch.setattr(stage.Progress, "save", _save_and_die(stage.Progress.save))
         _run(asleep, tmp_path, max_workers=2)
     assert _run(asleep, tmp_path, max_workers=5)[1].hash == whole.hash
+
+
+def test_a_trainer_of_dreams_learns_from_cached_codes_and_is_validated_as_it_will_be_tested(pipe, tmp_path) -> None:
+    learner = {"kind": "actor-critic", "horizon": 2, "steps": 4, "batch": 2, "length": 3, "validate_every": 2}
+    trainer = {**learner, "critic_layers": 0, "validation_episodes": 2, "actor_learning_rate": 1e-2}
+    table = {**pipe.table(), "controller": {"kind": "mlp", "layers": 0}, "trainer": trainer}
+    store, made = _run(parse(table), tmp_path)
+    assert made.facts["steps"] == 4 and made.facts["validation"]["steps"].tolist() == [2, 4]
+    assert made.facts["choices"]["arithmetic"] == "fp32" and list((store.logdir / "codes").glob("*.h5"))
+    _link(tmp_path, "sampled")
+    _, sampled = _run(parse({**table, "test": {"sample": True}}), tmp_path, "sampled")
+    assert (sampled.facts["validation"]["returns"] != made.facts["validation"]["returns"]).all()
+    for name, tensor in made.tensors.items():
+        assert tensor.shape == sampled.tensors[name].shape

@@ -1,7 +1,7 @@
 """Improve a controller: a frozen world model and an environment, or dreams alone -> a controller."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from wmrl import precision as precisions
 from wmrl.controllers import CONTROLLERS
 from wmrl.data import codes
 from wmrl.data.episodes import Episodes
-from wmrl.data.windows import Source, prefetch, windows
+from wmrl.data.windows import prefetch, windows
 from wmrl.dream import Dream, Dreamer, first_codes
 from wmrl.errors import ContractError
 from wmrl.log import Log
@@ -137,17 +137,6 @@ def _grounds(
             )
         return Rollouts(dreams, functools.partial(Dreamer, device=device), controller, rows, device)
 
-    def batches(batch: int, length: int, start: int) -> Iterator[Batch]:
-        source, key = _source(store, world, episodes, log, run), (course.seed(pipe), "train-controller")
-        crossing: dict[str, Any] = {"crossing": True} if getattr(world.dynamics, "crosses", False) else {}
-        return prefetch(windows(source, batch, length, key=key, start=start, **crossing))
-
-    def arithmetic(work: Callable[[], object]) -> precisions.Choice:
-        if "arithmetic" not in course.choices:
-            course.choices["arithmetic"], why = _faster(work, run)
-            log.say(f"learning in dreams on {run.device} in {course.choices['arithmetic']} ({why})")
-        return course.choices["arithmetic"]
-
     def note(step: int, metrics: Mapping[str, float]) -> None:
         course.step = course.began + step
         log.metrics(course.step, metrics)
@@ -156,8 +145,8 @@ def _grounds(
         world=world,
         view=shape,
         device=device,
-        batches=batches,
-        arithmetic=arithmetic,
+        batches=functools.partial(_batches, store, world, episodes, course.seed(pipe), log, run),
+        arithmetic=functools.partial(_arithmetic, course, log, run),
         awake=lambda *args, **how: awake()(*args, **how),
         asleep=asleep,
         seed=course.seed(pipe),
@@ -171,11 +160,31 @@ def _grounds(
     )
 
 
-def _source(store: Store, world: WorldModel, episodes: Episodes, log: Log, run: Run) -> Source:
-    """Where windows come from: codes, made once, if the representation is a frozen one whose codes are small."""
-    near = follow(store.logdir, "vae")[0].parent / "codes"  # of the run whose representation this is
-    hash_ = store.load("vae").hash
-    return codes.source(episodes, world.representation, hash_, store.logdir / "codes", log=log, run=run, near=near)
+def _batches(
+    store: Store,
+    world: WorldModel,
+    episodes: Episodes,
+    seed: int,
+    log: Log,
+    run: Run,
+    batch: int,
+    length: int,
+    start: int,
+) -> prefetch[Batch]:
+    """Windows of all episodes; of codes, made once, where the representation is a frozen one whose codes are small."""
+    near, hash_ = follow(store.logdir, "vae")[0].parent / "codes", store.load("vae").hash
+    source = codes.source(episodes, world.representation, hash_, store.logdir / "codes", log=log, run=run, near=near)
+    crossing: dict[str, Any] = {"crossing": True} if getattr(world.dynamics, "crosses", False) else {}
+    return prefetch(windows(source, batch, length, key=(seed, "train-controller"), start=start, **crossing))
+
+
+def _arithmetic(course: Progress, log: Log, run: Run, work: Callable[[], object]) -> precisions.Choice:
+    """In which arithmetic the updates of a learner are made, in this call and all later ones."""
+    if "arithmetic" not in course.choices:
+        course.choices["arithmetic"], why = _faster(work, run)
+        log.say(f"learning in dreams on {run.device} in {course.choices['arithmetic']} ({why})")
+    choice: precisions.Choice = course.choices["arithmetic"]
+    return choice
 
 
 def _lanes(pipe: Pipeline, run: Run) -> int:

@@ -121,6 +121,7 @@ class _Loop:
         with closing(self.grounds.batches(how.batch, how.length, self.step)) as stream:  # type: ignore[type-var]
             batch = next(stream)
             arithmetic = self._arithmetic(batch)
+            self._save()  # with what has just been chosen
             while True:
                 if self._due():
                     self._validate()
