@@ -178,6 +178,8 @@ def test_without_the_world_in_the_graph_only_log_probabilities_have_gradients():
     assert [x.requires_grad for x in apart] == [False, False, True, True, False, False]
     assert all(x.requires_grad for x in through)
     torch.testing.assert_close([x.detach() for x in apart], [x.detach() for x in through])
+    grads = [torch.autograd.grad(x.log_prob.sum(), controller.net[0].weight)[0] for x in (apart, through)]
+    torch.testing.assert_close(*grads)  # actions are given there, even where they are in the graph
 
 
 def test_the_slow_critic_follows_every_so_many_updates():
