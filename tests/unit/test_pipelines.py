@@ -58,7 +58,7 @@ def test_make_and_the_command_line_use_the_same_folders(path, env):
     table = pipelines_rules.read(FOLDER)[path.stem]
     own = pipeline.load(path)
     pipe = dataclasses.replace(own, env=dataclasses.replace(own.env, id=env or own.env.id), seed=7)
-    chain = Chain(path.stem, 7, env)
+    chain = Chain(path.stem, 7, "" if env == own.env.id else env)
     assert pipelines_rules.logdir_of(chain) == str(pipeline.logdir_of(pipe, own.env.id))
     assert pipelines_rules.data_of(table) == own.data
     assert pipelines_rules.data_of(table, env or own.env.id) == f"datasets/{pipeline.slug(pipe.env.id)}" or not env
