@@ -48,6 +48,12 @@ def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
         ("seed=-1", "seed: must not be negative, got -1"),
         ("fit.vae.learning_rate=nan", "fit.vae.learning_rate: must be a finite number, got nan"),
         ("generate.noise=-inf", "generate.noise: must be a finite number, got -inf"),
+        ("env.observe=planes", "env.observe: 'planes' is not one of 'auto', 'pixels', 'state'"),
+        ("env.hide=[2, 2]", "env.hide: different numbers from 0 on, got [2, 2]"),
+        ("env.hide=[-1]", "env.hide: different numbers from 0 on, got [-1]"),
+        ("env.action_repeat=0", "env.action_repeat: must be greater than 0, got 0"),
+        ("env.action_repeat=1000", "env.action_repeat: must be at most 100, got 1,000"),
+        ("env.sticky=1.5", "env.sticky: a chance lies between 0 and 1, got 1.5"),
         ("env.max_steps=0", "env.max_steps: must be greater than 0, got 0"),
         ("fit.dynamics.clip=-1.0", "fit.dynamics.clip: must not be negative, got -1.0"),
         ("nonsense", "--set takes a.b=c, got 'nonsense'"),
@@ -62,6 +68,13 @@ def test_messages(override, message):
     with pytest.raises(ConfigError) as error:
         load("carracing-mdnrnn", [override])
     assert str(error.value) == message
+
+
+def test_the_table_of_an_environment_is_as_it_was_before_there_were_vectors():
+    """Shards keep it: with other words in it, the datasets that are there could not be continued."""
+    was = {"id": "CarRacing-v3", "size": 64, "crop": False, "backend": "auto"}
+    assert pipeline.Env().table() == was
+    assert pipeline.Env(hide=(2,), observe="state").table() == {**was, "hide": [2], "observe": "state"}
 
 
 def test_unknown_and_broken_files(tmp_path):

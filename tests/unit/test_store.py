@@ -126,6 +126,9 @@ def test_what_is_missing_says_how_to_make_it(store):
         store.load("dynamics")
 
 
+BREAKOUT = {"id": "MinAtar/Breakout-v1", "backend": "minatar"}
+
+
 @pytest.mark.parametrize(
     ("made", "asked", "differs"),
     [
@@ -136,6 +139,18 @@ def test_what_is_missing_says_how_to_make_it(store):
         ({"id": "CarRacing-v3"}, {}, "id = 'CarRacing-v3', the pipeline asks for 'TakeCover-v1'"),
         ({"id": "TakeCover-v1", "size": 96}, {}, "size = 96, the pipeline asks for 64"),
         ({}, {}, None),
+        (BREAKOUT, {"id": "MinAtar/Breakout-v1"}, None),
+        (BREAKOUT, {"id": "MinAtar/Breakout-v1", "observe": "state", "sticky": 0.1, "ramping": True}, None),
+        (
+            BREAKOUT,
+            {"id": "MinAtar/Breakout-v1", "observe": "pixels"},
+            "observe = 'state', the pipeline asks for 'pixels'",
+        ),
+        (BREAKOUT, {"id": "MinAtar/Breakout-v1", "hide": [2]}, r"hide = \[\], the pipeline asks for \[2\]"),
+        ({**BREAKOUT, "hide": [2]}, {"id": "MinAtar/Breakout-v1"}, r"hide = \[2\], the pipeline asks for \[\]"),
+        (BREAKOUT, {"id": "MinAtar/Breakout-v1", "sticky": 0.0}, "sticky = 0.1, the pipeline asks for 0.0"),
+        ({"id": "TakeCover-v1"}, {"action_repeat": 2}, "action_repeat = 1, the pipeline asks for 2"),
+        ({"id": "TakeCover-v1", "backend": "imported"}, {"observe": "state"}, None),
     ],
 )
 def test_a_dataset_of_another_game_or_of_other_steps_is_refused(tmp_path, monkeypatch, made, asked, differs):
