@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import dreamers
 import models
 import processes
 import rolling
@@ -35,6 +36,7 @@ GROUPS: list[tuple[str, Callable[[Bench, str], Iterator[Row]]]] = [
     ("f", rolling.lockstep),
     ("g", rolling.dreams),
     ("jk", models.models),
+    ("lmno", dreamers.dreamers),
     ("h", processes.memory),
 ]
 
@@ -66,7 +68,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the speed of every stage on this machine.")
-    parser.add_argument("--only", default="abcdefghijk", help="letters of the rows to measure: e,g")
+    parser.add_argument("--only", default="abcdefghijklmno", help="letters of the rows to measure: e,g")
     parser.add_argument("--quick", action="store_true", help="measure for a fraction of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (needs 2 GB)")
