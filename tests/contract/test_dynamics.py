@@ -23,6 +23,8 @@ TINY = {
     "dropout": 0.0,
     "mixtures": 2,
 }
+STATE = {"variables": 8, "classes": 4, "units": 32, "layers": 1, "free_nats": 0.0}
+TOKENS = {"width": 24, "blocks": 1, "heads": 2, "feedforward": 48, "context": 9}
 FACTORS = {"density_width": 16, "density_blocks": 1, "density_heads": 2, "density_feedforward": 16}
 RSSM = {
     "variables": 4,
@@ -59,6 +61,9 @@ SMALL = [
     (Space((6,)), {"kind": "latent", **ENCODED}),
     (Space((1,)), {"kind": "latent", **ENCODED, "residual": True, "orthogonal": False}),
     (Space((6,)), {"kind": "latent", **ENCODED, "codes": "fsq", "levels": [5, 8]}),
+    (Space((6,)), {"kind": "tssm", **STATE, **TOKENS, "actions_only": True}),
+    (Space((6,)), {"kind": "tssm", **STATE, **TOKENS, "layout": "add", "positions": "rotary", "features": "z"}),
+    (Space((4,)), {"kind": "tssm", **STATE, **TOKENS, "layout": "concat", "state": "gaussian", "reach": 4}),
 ]
 models = pytest.mark.parametrize(
     ("space", "table"), SMALL, ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape)

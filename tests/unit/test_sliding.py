@@ -172,3 +172,9 @@ def test_gradients_reach_the_steps_in_sight_in_both_forms(positions):
 def test_sizes_that_make_no_sense_are_refused(more, words):
     with pytest.raises(ValueError, match=words):
         SlidingTransformer(D, **{"blocks": 1, "heads": 2, "feedforward": 4, "reach": 4, **more})
+
+
+def test_each_token_has_a_place_of_its_own():
+    """The tokens of a step are as far apart as those of neighbours."""
+    turn = trunk("rotary")._angles(times(1, 4))[0, :, 0].float()
+    torch.testing.assert_close(turn, torch.stack([torch.arange(12.0).cos(), torch.arange(12.0).sin()], -1))

@@ -6,4 +6,5 @@ DYNAMICS: dict[str, str] = {
     "rssm": "wmrl.dynamics.rssm:RSSM",
     "trade": "wmrl.dynamics.trade:TraDE",
     "transformer-de": "wmrl.dynamics.transformer_de:TransformerDE",
+    "tssm": "wmrl.dynamics.tssm:TSSM",
 }

@@ -185,7 +185,7 @@ class SlidingTransformer(nn.Module):
         return turned(q, angles, self.heads), turned(k, angles, self.heads)
 
     def _relative(self, i: int, q: Tensor, n: int) -> Tensor:
-        """What distances add to scores: queries (B, heads, Q, d / heads), last Q of n tokens -> (B, heads, Q, n)."""
+        """What distances add to scores: queries (B, heads, Q, d / heads), the last of n tokens -> (B, heads, Q, n)."""
         table: Any = self.distances[i][:, :n].flip(1)  # the farthest first
         by_distance = torch.einsum("bhqc,hnc->bhqn", q, table.to(q))
         return skewed(F.pad(by_distance, (n - table.shape[1], 0)))
