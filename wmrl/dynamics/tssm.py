@@ -238,7 +238,7 @@ class TSSM(nn.Module):
         return TSSMState(z, h, reward, torch.ones_like(reward), self.trunk.pasts(kept, at))
 
     def _eyes(self, batch: Batch, rng: torch.Generator | None) -> Tensor:
-        """(B, T): which steps read their state and reward; behind a random one none, if dreams read actions only and chance has a part."""
+        """(B, T): which steps read their state and reward; if dreams read actions only, none behind a random one."""
         if not self.actions_only or rng is None:
             return torch.ones_like(batch.reward)
         draw, row = batch.reward.new_empty(1).uniform_(generator=rng), torch.arange(len(batch.reward)).to(batch.reward)
