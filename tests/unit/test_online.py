@@ -1,0 +1,173 @@
+"""Learning online: what it does in which order, that a kill changes nothing, and what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wmrl import artifact, pipeline
+from wmrl.data.episodes import Episodes
+from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.log import Log
+from wmrl.online import Online
+from wmrl.run import Run
+from wmrl.stages import online as stage
+from wmrl.stages.iterate import iterate
+from wmrl.stages.snapshots import chosen
+from wmrl.stages.test_controller import TestOptions, test_controller
+from wmrl.store import Store
+
+pytest.importorskip("minatar")
+TABLE = {
+    "name": "tiny",
+    "env": {"id": "MinAtar/Breakout-v1"},
+    "dynamics": {
+        "kind": "rssm",
+        "variables": 2,
+        "classes": 3,
+        "deterministic": 8,
+        "hidden": 8,
+        "depth": 2,
+        "embedding": 8,
+        "units": 8,
+        "layers": 1,
+        "observation": "bernoulli",
+    },
+    "controller": {"kind": "mlp", "layers": 1, "units": 8},
+    "trainer": {"kind": "actor-critic", "horizon": 2, "critic_layers": 1, "critic_units": 8, "slow_every": 3},
+    "test": {"episodes": 2, "sample": True},
+    "fit": {"dynamics": {"batch": 2, "length": 6}},
+    "online": {
+        "steps": 200,
+        "environments": 4,
+        "seed_steps": 80,
+        "collect": 20,
+        "updates_per_step": 0.1,
+        "noise": 0.2,
+        "evaluate_every": 60,
+        "evaluate_episodes": 2,
+        "keep_every": 100,
+        "log_every": 2,
+    },
+}
+
+
+class Killed(BaseException):
+    """What a kill leaves undone."""
+
+
+def run(logdir: Path, table=None, settings=Run(device="cpu", precision="fp32", threads=1)):
+    pipe = pipeline.parse(table or TABLE)
+    with Log("iterate", logdir, progress=False, verbosity=-1) as log:
+        store = Store(logdir, pipe)
+        store.remember()
+        iterate(pipe, store, log, settings)
+
+
+def rows(logdir: Path):
+    """The metrics but for what clocks say."""
+    lines = (logdir / "metrics/iterate.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("online") / "run"
+    run(logdir)
+    return logdir
+
+
+def test_it_acts_learns_looks_and_ends_with_a_score(whole):
+    made = artifact.read(whole / "iterate.h5", "iterate")
+    assert made.facts["updates"] == 12 and made.facts["global_step"] == 200
+    assert [row["step"] for row in made.facts["online"]] == [60, 120, 180, 200]
+    assert made.tensors["200/returns"].shape == (2,)
+    assert artifact.read(whole / "test.h5", "test").facts["order"] == ["minatar-breakout-2-sampled"]
+    learnt = [row for row in rows(whole) if "losses/kl" in row]
+    assert [row["charts/updates"] for row in learnt] == [2, 4, 6, 8, 10, 12]
+    assert learnt[0]["charts/exploration"] == pytest.approx(0.0)
+
+
+def test_what_was_lived_is_a_dataset(whole):
+    episodes = Episodes(whole / "rollouts")
+    assert 0 < episodes.steps <= 200 and episodes.dtype == np.bool_ and episodes.observation.shape == (4, 10, 10)
+    assert len(set(episodes.seeds.tolist())) == len(episodes)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 17])
+def test_a_run_that_is_killed_goes_on_with_the_same_curves_and_the_same_weights(whole, tmp_path, monkeypatch, at):
+    monkeypatch.setattr(stage, "SAVE_EVERY", 0.0)
+    saves, save = [], Store.save_part
+
+    def counted(self, name, tree):
+        save(self, name, tree)
+        saves.append(name)
+        if name == stage.NAME and saves.count(name) == at:
+            raise Killed
+
+    monkeypatch.setattr(Store, "save_part", counted)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+    for name in ("dynamics", "controller"):
+        assert artifact.read(tmp_path / f"{name}.h5", name).hash == artifact.read(whole / f"{name}.h5", name).hash
+    assert Episodes(tmp_path / "rollouts").seeds.tolist() == Episodes(whole / "rollouts").seeds.tolist()
+
+
+def test_more_steps_go_on(whole, tmp_path):
+    longer = {**TABLE, "online": {**TABLE["online"], "steps": 260}}
+    run(tmp_path)
+    run(tmp_path, longer)
+    made = artifact.read(tmp_path / "iterate.h5", "iterate")
+    assert made.facts["global_step"] == 260 and made.facts["updates"] == 18
+
+
+def test_other_settings_are_refused_with_their_key(whole, tmp_path):
+    run(tmp_path)
+    other = {**TABLE, "online": {**TABLE["online"], "collect": 40, "steps": 260}}
+    with pytest.raises(ContractError, match=r"online\.collect.* 20.* 40"):
+        run(tmp_path, other)
+
+
+def test_snapshots_are_scored_under_one_protocol(whole, capsys):
+    assert list(chosen(whole, "all")) == [100, 200] and list(chosen(whole, "200")) == [200]
+    with pytest.raises(ConfigError, match=r"none of step 7; there are 100, 200"):
+        chosen(whole, "7")
+    with pytest.raises(ArtifactError, match=r"online\.keep_every"):
+        chosen(whole / "rollouts", "all")
+    pipe = pipeline.load(whole)
+    with Log("test-controller", whole, progress=False, verbosity=-1) as log:
+        test_controller(pipe, Store(whole, pipe), log, Run(device="cpu", threads=1), TestOptions(snapshots="all"))
+    seen = [json.loads(line) for line in (whole / "metrics/snapshots.jsonl").read_text().splitlines()]
+    assert [row["global_step"] for row in seen] == [100, 200] and "eval/return_mean" in seen[0]
+    assert "minatar-breakout-2-sampled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trainer": {"kind": "cma-es"}, "controller": {"kind": "linear"}}, "trainer.kind: 'cma-es' scores whole"),
+        ({"dynamics": {"from": "elsewhere"}}, "dynamics.from: online"),
+        ({"representation": {"kind": "vae"}}, "representation.kind: 'vae' is not trained online"),
+    ],
+)
+def test_what_cannot_learn_online_is_refused(tmp_path, change, words):
+    table = {**TABLE, **change}
+    table = {**table, "env": {"id": "Pendulum-v1", "size": 32}} if "representation" in change else table
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path, table)
+
+
+def test_the_train_ratio_counts_the_steps_after_the_seed_steps():
+    how = Online(steps=100, seed_steps=10, updates_per_step=0.1, noise=0.5, noise_final=0.1, noise_steps=20)
+    assert [how.updates(step) for step in (0, 10, 19, 20, 30)] == [0, 0, 0, 1, 2]
+    assert [round(how.exploration(step), 3) for step in (0, 10, 20, 30, 99)] == [0.5, 0.5, 0.3, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("environments", 0), ("updates_per_step", -1.0), ("collect", 0)])
+def test_wrong_numbers_are_named(key, value):
+    with pytest.raises(ConfigError, match=rf"online\.{key}"):
+        pipeline.parse({"online": dataclasses.asdict(Online()) | {key: value}})
