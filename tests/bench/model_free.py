@@ -37,12 +37,12 @@ class Games(VecEnv):
         self.returns = np.zeros(n)
         self.ids = np.arange(n)
 
-    def _seeds(self, count: int) -> list[int]:
+    def _fresh(self, count: int) -> list[int]:
         self.begun += count
         return [number(self.seed_, "model-free", i) for i in range(self.begun - count, self.begun)]
 
     def reset(self) -> np.ndarray:
-        return flat(self.inner.reset(self._seeds(self.num_envs)))
+        return flat(self.inner.reset(self._fresh(self.num_envs)))
 
     def step_async(self, actions: np.ndarray) -> None:
         self.actions = np.eye(self.inner.actions.size, dtype=np.float32)[actions]
@@ -57,7 +57,7 @@ class Games(VecEnv):
                     "terminal_observation": flat(obs[i : i + 1])[0],
                     "TimeLimit.truncated": bool(out.truncated[i]),
                 }
-            obs[ended] = self.inner.restart(self._seeds(len(ended)), ended)
+            obs[ended] = self.inner.restart(self._fresh(len(ended)), ended)
         return flat(obs), out.reward, over, infos
 
     def close(self) -> None:

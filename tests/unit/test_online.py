@@ -58,12 +58,12 @@ class Killed(BaseException):
     """What a kill leaves undone."""
 
 
-def run(logdir: Path, table=None, settings=Run(device="cpu", precision="fp32", threads=1)):
+def run(logdir: Path, table=None):
     pipe = pipeline.parse(table or TABLE)
     with Log("iterate", logdir, progress=False, verbosity=-1) as log:
         store = Store(logdir, pipe)
         store.remember()
-        iterate(pipe, store, log, settings)
+        iterate(pipe, store, log, Run(device="cpu", precision="fp32", threads=1))
 
 
 def rows(logdir: Path):
