@@ -93,7 +93,8 @@ def report(logdir: Path | str) -> Report:
     for name in MAKERS:
         entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}, iterated=bool(past)))
     entries.append(_videos(folder, entries[-1]))
-    left = bool(broken) or (bool(past) and rounds.left(past, pipe))
+    online, lacking = ("", False) if broken else states.online(folder, pipe)
+    left = bool(broken) or lacking or (bool(past) and rounds.left(past, pipe))
     todo = [_command("iterate", folder)] if left else [entry.command for entry in entries if entry.state != "complete"]
     scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
     return Report(
@@ -104,7 +105,7 @@ def report(logdir: Path | str) -> Report:
         _busy(folder),
         entries,
         scores,
-        broken or rounds.words(past, pipe),
+        broken or online or rounds.words(past, pipe),
         next(iter(todo), ""),
     )
 

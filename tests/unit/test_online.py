@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmrl import artifact, pipeline
+from wmrl import artifact, pipeline, status
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.log import Log
@@ -123,6 +123,16 @@ def test_more_steps_go_on(whole, tmp_path):
     run(tmp_path, longer)
     made = artifact.read(tmp_path / "iterate.h5", "iterate")
     assert made.facts["global_step"] == 260 and made.facts["updates"] == 18
+
+
+def test_status_says_how_far_it_is_and_what_goes_on(whole, tmp_path, monkeypatch):
+    assert status.report(whole).iterations == "step 200 of 200, learning online"
+    over = iter([False] * 6)
+    monkeypatch.setattr(Run, "over", lambda self: next(over, True))
+    run(tmp_path)
+    found = status.report(tmp_path)
+    assert found.iterations.endswith(" of 200, learning online") and found.iterations != "step 200 of 200"
+    assert found.next == f"wmrl iterate --logdir {tmp_path}" and not (tmp_path / "iterate.h5").exists()
 
 
 def test_other_settings_are_refused_with_their_key(whole, tmp_path):

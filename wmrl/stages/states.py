@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wmrl import files
+from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
 
 Tree = dict[str, Any]
@@ -20,6 +21,18 @@ def read(part: Path, name: str) -> Tree | None:
         return None
     with files.open(part, role=f"{name}.part") as file:
         return files.get_tree(file)
+
+
+def online(logdir: Path, pipe: Pipeline) -> tuple[str, bool]:
+    """How far a run that learns online is, in words ("" if there is none), and whether anything is left to do."""
+    try:
+        tree = read(logdir / "online.part.h5", "online")
+    except ArtifactError as error:
+        return str(error), True
+    if not tree:
+        return "", False
+    step = int(tree["step"])
+    return f"step {step:,} of {pipe.online.steps:,}, learning online", step < pipe.online.steps
 
 
 def progress(tree: Tree) -> str:
