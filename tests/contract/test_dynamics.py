@@ -69,9 +69,11 @@ SMALL = [
 models = pytest.mark.parametrize(
     ("space", "table"), SMALL, ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape)
 )
-vectors = pytest.mark.parametrize(
+LINES = [(space, table) for space, table in SMALL if len(space.shape) == 1]
+FIRST = {table["kind"]: i for i, (_, table) in reversed(list(enumerate(LINES)))}
+vectors = pytest.mark.parametrize(  # they learn for seconds: of each kind all but the first line are slow
     ("space", "table"),
-    [(s, t) for s, t in SMALL if len(s.shape) == 1],
+    [pytest.param(s, t, marks=[] if FIRST[t["kind"]] == i else pytest.mark.slow) for i, (s, t) in enumerate(LINES)],
     ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape),
 )
 spaces = pytest.mark.parametrize("actions", [Actions(3, True), Actions(2, False)], ids=["discrete", "continuous"])
