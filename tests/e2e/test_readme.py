@@ -48,7 +48,7 @@ SHORT = {
     "--set fit.dynamics.validation_batches=1 --set trainer.population=4 --set trainer.samples=1 "
     "--set trainer.generations=1 --set trainer.validation_episodes=1 --set test.episodes=1 --set test.max_steps=25 "
     "--rollouts-per-iteration 1 --steps-per-iteration 2 --generations-per-iteration 1",
-    "wmrl iterate minatar": "--set online.steps=300 --set online.seed_steps=200 --set online.evaluate_every=0 "
+    "wmrl iterate minatar": "--steps 300 --set online.seed_steps=200 --set online.evaluate_every=0 "
     "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
     "wmrl test-controller --logdir runs/breakout": "--episodes 2",
     "wmrl generate --env-id": "--rollouts 1 --max-steps 6",
