@@ -14,6 +14,7 @@ from wmrl.errors import ContractError, UserError
 from wmrl.spec import Batch
 from wmrl.trainers.actor_critic import ActorCritic
 from wmrl.trainers.grounds import Grounds
+from wmrl.trainers.learner import starts_of
 
 SMALL = {"horizon": 3, "critic_layers": 1, "critic_units": 8, "batch": 4, "length": 2, "slow_every": 2}
 LOOP = {"steps": 60, "validate_every": 20, "validation_episodes": 3, "actor_learning_rate": 0.01}
@@ -195,3 +196,18 @@ def test_the_state_of_another_network_is_refused():
     _train(toy)
     with pytest.raises(ContractError, match="the state is of other networks"):
         _train(toy, {"critic_units": 9})
+
+
+def test_dreams_begin_at_real_states_that_are_no_ends():
+    mask, ends, first = torch.ones(4, 4), torch.zeros(4, 4), torch.zeros(4, 5)
+    mask[0, 2:], ends[0, 1] = 0, 1  # terminates at row 2; padding behind it
+    mask[1, 1], ends[1, 0], first[1, 2] = 0, 1, 1  # terminates at row 1; another episode from row 2 on
+    mask[2, 1], first[2, 2] = 0, 1  # a time limit at row 1
+    mask[3, 0], first[3, 1] = 0, 1  # row 0 is the last of its episode, which may have terminated
+    batch, states = Batch(None, torch.zeros(4, 4, 1), ends, ends, mask, first=first), torch.arange(20.0).view(4, 5, 1)
+    starts, weight = starts_of(batch, (states,))
+    assert starts[0].flatten().tolist() == list(range(20))
+    wanted = [[1, 1, 0, 0, 0], [1, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    assert weight.view(4, 5).tolist() == wanted
+    batch.first = None
+    assert starts_of(batch, (states,))[1].view(4, 5)[0].tolist() == wanted[0]

@@ -76,7 +76,10 @@ def put_back(parts: Parts, tree: dict[str, Any]) -> None:
 def starts_of(batch: Batch, states: State) -> tuple[State, Tensor]:
     """The states (B, T + 1, ...) at the rows of a batch as N = B (T + 1) starts (N, ...), and their weights (N,).
 
-    A weight is 0 at padding and at the last observation of an episode that terminated.
+    A weight is 0 at padding and at the last observation of an episode that terminated. A window that begins with the
+    last observation of an episode does not know how it ended: there too.
     """
     weight = batch.rows * (1 - batch.ended)
+    if batch.first is not None:
+        weight[:, 0] -= batch.first[:, 1]
     return tree_map(lambda x: x.flatten(0, 1), states), weight.flatten()
