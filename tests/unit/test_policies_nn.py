@@ -59,6 +59,8 @@ def test_one_hot_draws_have_the_probabilities_and_their_gradient():
     draws = policy.sample(rng())
     wanted = 0.9 * logits.softmax(-1) + 0.1 / 3
     assert draws.detach().sort(-1).values.allclose(torch.tensor([0.0, 0.0, 1.0]))
+    many = OneHot(torch.randn(1000, 5, generator=rng()).requires_grad_()).sample(rng()).detach()
+    assert ((many == 0) | (many == 1)).all(), "to the last bit"
     torch.testing.assert_close(draws.mean(0), wanted, atol=0.01, rtol=0)
     torch.testing.assert_close(policy.log_prob(torch.eye(3)[:, None])[:, 0].exp(), wanted)
     torch.testing.assert_close(policy.entropy()[0], -(wanted * wanted.log()).sum())

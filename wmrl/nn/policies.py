@@ -54,7 +54,7 @@ class OneHot:
         """As `Policy.sample`."""
         race = torch.empty_like(self.log_probs).exponential_(generator=rng).log_()
         hard, soft = largest(self.log_probs.detach() - race), self.log_probs.exp()
-        return hard + soft - soft.detach() if soft.requires_grad else hard
+        return hard + (soft - soft.detach()) if soft.requires_grad else hard
 
     def mode(self) -> Tensor:
         """As `Policy.mode`."""
