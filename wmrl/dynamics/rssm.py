@@ -1,6 +1,5 @@
 """RSSM: the recurrent state-space model of PlaNet and the Dreamers."""
 
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wmrl.nn import latents, recurrent
+from wmrl.nn.bound import log_density
 from wmrl.nn.heads import masked_mean
 from wmrl.nn.mlp import ACTIVATIONS, Activation, Norm, hidden, mlp
 from wmrl.nn.observation import Decoder, Encoder, Likelihood
@@ -16,8 +16,6 @@ from wmrl.spec import Actions, Batch, Loss, Metrics, Space, Step
 
 DENSITIES = ("gaussian", "scaled")
 """Likelihoods of vectors that are densities."""
-SAMPLES = 16
-"""Draws by which `log_prob` is estimated."""
 
 
 class RSSMState(NamedTuple):
@@ -255,19 +253,15 @@ class RSSM(nn.Module):
         return deter
 
     def _log_prob(self, state: RSSMState, action: Tensor, latent: Tensor) -> Tensor:
-        """A lower bound, in the mean, of the log density (B,) in nats of the vector (B, n) that the action leads to.
-
-        The density has no closed form; it is estimated by 16 draws of the posterior, weighted by prior over posterior
-        (Burda et al. 2016). The draws' noise is the same at each call.
-        """
+        """A lower bound, in the mean, of the log density (B,) in nats of the vector (B, n) that the action leads to."""
         deter = self._advance(state, action)
         prior, posterior = self.prior(deter), self.posterior(deter, self.posterior.first.ahead(self.encoder(latent)))
-        rng = torch.Generator(latent.device).manual_seed(0)
-        drawn = self.space.sample(posterior.expand(SAMPLES, *posterior.shape), rng)  # (16, B, S)
-        decoded = self.decoder(torch.cat([deter.expand(SAMPLES, *deter.shape), drawn], -1))
-        weight = self.decoder.log_prob(decoded, latent) + self.space.log_prob(self.space.parts(prior), drawn)
-        weight = weight - self.space.log_prob(self.space.parts(posterior), drawn)
-        return torch.logsumexp(weight, 0) - math.log(SAMPLES)
+
+        def likelihood(drawn: Tensor) -> Tensor:  # (16, B, S) -> (16, B)
+            decoded = self.decoder(torch.cat([deter.expand(len(drawn), *deter.shape), drawn], -1))
+            return self.decoder.log_prob(decoded, latent)
+
+        return log_density(self.space, prior, posterior, likelihood)
 
     def _along(self, states: RSSMState, latent: Tensor, batch: Batch) -> Tensor:
         """`log_prob` (B, T) of the observations of a window."""
