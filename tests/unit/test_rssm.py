@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from wmrl.config import build
+from wmrl.controllers.mlp import MLP
 from wmrl.dynamics import DYNAMICS
 from wmrl.dynamics.rssm import RSSM, RSSMState
 from wmrl.errors import ConfigError
 from wmrl.spec import Actions, Batch, Space, tree_map
+from wmrl.trainers.critic import Critic
 
 MINATAR = {"depth": 16, "embedding": 200, "units": 100, "dyn_scale": 0.08, "rep_scale": 0.02, "continue_scale": 5.0}
 SMALL = {"variables": 3, "classes": 4, "deterministic": 8, "hidden": 8, "units": 8, "layers": 1, "blocks": 2}
@@ -38,17 +40,17 @@ def some_batch(t: int = T) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("channels", "actions", "sizes", "whole"),
+    ("channels", "actions", "sizes", "whole", "actor", "learnt"),
     [
-        (4, 3, (603_200, 228_728, 639_092, 80_401), 1_631_822),  # Breakout
-        (4, 5, (603_600, 228_728, 639_092, 80_401), 1_632_222),  # Asterix
-        (7, 3, (603_200, 229_160, 639_527, 80_401), 1_632_689),  # Freeway
-        (10, 6, (603_800, 229_592, 639_962, 80_401), 1_634_156),  # Seaquest
-        (6, 4, (603_400, 229_016, 639_382, 80_401), 1_632_600),  # Space Invaders
-        (3, 3, (603_200, 228_584, 638_947, 80_401), 1_631_533),  # Breakout, the ball's trail hidden
+        (4, 3, (603_200, 228_728, 639_092, 80_401), 1_631_822, 80_603, 1_792_826),  # Breakout
+        (4, 5, (603_600, 228_728, 639_092, 80_401), 1_632_222, 80_805, 1_793_428),  # Asterix
+        (7, 3, (603_200, 229_160, 639_527, 80_401), 1_632_689, 80_603, 1_793_693),  # Freeway
+        (10, 6, (603_800, 229_592, 639_962, 80_401), 1_634_156, 80_906, 1_795_463),  # Seaquest
+        (6, 4, (603_400, 229_016, 639_382, 80_401), 1_632_600, 80_704, 1_793_705),  # Space Invaders
+        (3, 3, (603_200, 228_584, 638_947, 80_401), 1_631_533, 80_603, 1_792_537),  # Breakout, the ball's trail hidden
     ],
 )
-def test_it_has_the_published_minatar_agents_number_of_parameters(channels, actions, sizes, whole):
+def test_it_has_the_published_minatar_agents_number_of_parameters(channels, actions, sizes, whole, actor, learnt):
     model = RSSM(Space((channels, 10, 10)), Actions(actions, True), **MINATAR)
     assert (
         sum(count(part) for part in (model.recurrence, model.prior, model.posterior)),
@@ -56,6 +58,9 @@ def test_it_has_the_published_minatar_agents_number_of_parameters(channels, acti
     ) == sizes
     assert count(model.goes_on) == sizes[3] and count(model) == whole
     assert model.feature_shape == (600,)
+    controller = MLP((600,), Actions(actions, True), layers=3, units=100)
+    critic = Critic((600,), kind="gaussian", layers=3, units=100, activation="elu", norm="none")
+    assert count(controller) == actor and count(model) + count(controller) + count(critic) == learnt
 
 
 @kinds
