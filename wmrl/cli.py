@@ -159,7 +159,7 @@ def iterate(
     steps: Annotated[int | None, _option("Online: environment steps in all; more go on.")] = None,
     updates_per_step: Annotated[float | None, _option("Online: the train ratio.")] = None,
     num_envs: Annotated[int | None, _option("Online: environments in lockstep.")] = None,
-    max_workers: MaxWorkers = 256,
+    max_workers: Annotated[int, typer.Option(help="At most so many environments alive at once.")] = 256,
     minutes: Minutes = None,
 ) -> Call:
     """Collect with the controller, train on it, and again, in iterations or online; called again, it goes on."""

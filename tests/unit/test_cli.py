@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from wmrl import cli, pipeline
 from wmrl.store import Store
@@ -53,6 +54,17 @@ def test_every_stage_prints_its_configuration_and_runs_nothing(capsys, stage, tm
     shown = json.loads(out)
     assert code == 0 and err == "" and shown["logdir"] == "runs/carracing-mdnrnn/seed-3"
     assert shown["pipeline"]["seed"] == 3 and not list(tmp_path.iterdir())
+
+
+def test_no_two_options_of_a_command_have_one_name():
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        names = [opt for option in command.params for opt in option.opts if opt.startswith("-")]
+        assert sorted(names) == sorted(set(names)), name
+
+
+def test_the_number_of_environments_of_an_online_run_is_set(capsys):
+    code, out, _ = call(capsys, "iterate", "minatar-breakout-dreamerv2", "--num-envs", "4", "--print-config")
+    assert code == 0 and json.loads(out)["pipeline"]["online"]["environments"] == 4
 
 
 def test_a_configuration_that_no_stage_would_take_is_not_printed(capsys):
