@@ -15,6 +15,7 @@ from wmrl.online import Online
 from wmrl.run import Run
 from wmrl.stages import online as stage
 from wmrl.stages.iterate import iterate
+from wmrl.stages.learning import Pupils
 from wmrl.stages.snapshots import chosen
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
@@ -131,8 +132,21 @@ def test_status_says_how_far_it_is_and_what_goes_on(whole, tmp_path, monkeypatch
     monkeypatch.setattr(Run, "over", lambda self: next(over, True))
     run(tmp_path)
     found = status.report(tmp_path)
-    assert found.iterations.endswith(" of 200, learning online") and found.iterations != "step 200 of 200"
+    assert found.iterations.endswith(" of 200, learning online") and not found.iterations.startswith("step 200")
     assert found.next == f"wmrl iterate --logdir {tmp_path}" and not (tmp_path / "iterate.h5").exists()
+
+
+def test_minutes_that_end_between_the_last_updates_end_nothing(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "over", lambda self: Pupils.made == 11)
+    monkeypatch.setattr(Pupils, "made", 0, raising=False)
+    update = Pupils.update
+    monkeypatch.setattr(
+        Pupils, "update", lambda self, batch: (update(self, batch), setattr(Pupils, "made", self.updates))
+    )
+    run(tmp_path)
+    assert not (tmp_path / "iterate.h5").exists() and status.report(tmp_path).next.startswith("wmrl iterate")
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
 
 
 def test_other_settings_are_refused_with_their_key(whole, tmp_path):

@@ -105,7 +105,8 @@ class _Loop:
         self.store.remember(self._sets())
         while True:
             self._learn()
-            self._look()
+            if not self._due():  # what is looked at has had all its updates, whenever the minutes are over
+                self._look()
             if self.step >= self.how.steps or self.run.over():
                 break
             self._collect()
@@ -144,21 +145,23 @@ class _Loop:
 
     def _learn(self) -> None:
         """Make the updates that are due."""
-        fit, due = self.pipe.fit.dynamics, self.how.updates(self.step)
+        fit, key = self.pipe.fit.dynamics, (self.pipe.seed, NAME, "windows")
         crossing = bool(getattr(self.world.dynamics, "crosses", False))
-        while self.pupils.updates < due:
+        while self._due():
             k = self.pupils.updates
-            key = (self.pipe.seed, NAME, "windows")
             batch = next(windows(self.replay, fit.batch, fit.length, key=key, start=k, crossing=crossing))
             if not self.pupils.precision:
                 why = self.pupils.measure(batch, self.run.precision)
                 self.log.say(f"learning in {self.pupils.precision} ({why})")
             self.pupils.update(batch)
             self._pause()
-            if self.run.over():
+            if self.run.over() and self._due():
                 return
         if self.pupils.updates - self._reported >= self.how.log_every:
             self._report()
+
+    def _due(self) -> bool:
+        return self.pupils.updates < self.how.updates(self.step)
 
     def _report(self) -> None:
         """A row of metrics. Nothing is saved between the rows of one step: a saved state knows all of them, or none."""
@@ -258,11 +261,9 @@ class _Loop:
         self._reported = self.pupils.updates - len(tree["pupils"]["rows"])
         self.pupils.seconds = {name: self.spent[name] for name in self.pupils.seconds}
         if self.pupils.precision:
-            asked = self.run.precision
-            self.pupils.precision = continuing.precision(NAME, self.pupils.precision, asked, self.log)
+            self.pupils.precision = continuing.precision(NAME, self.pupils.precision, self.run.precision, self.log)
         self.replay.restore(tree["replay"])
-        obs = self.lockstep.restore(tree["lockstep"])
-        self.player.restore(tree["player"], obs)
+        self.player.restore(tree["player"], self.lockstep.restore(tree["lockstep"]))
         self._logged = int(tree["logged"])
         self.log.rewind(self._logged)
         self._announce(f"continuing at step {self.step:,}, update {self.pupils.updates:,}:")
@@ -274,12 +275,11 @@ class _Loop:
         """Write the models, score the controller, and show how the run went."""
         self.replay.flush()
         self._write(self.store)
-        complete = self.step >= self.how.steps
+        complete = self.step >= self.how.steps and not self._due()
+        facts = {"global_step": self.step, "updates": self.pupils.updates, "kept": self.kept}
         if complete:
             with self.log.part("test-controller") as part:
                 test_controller(self.pipe, self.store, part, self.run, TestOptions())
-        facts = {"global_step": self.step, "updates": self.pupils.updates, "kept": self.kept}
-        if complete:
             self.store.save("iterate", self.checks.artifact(facts))
         words = "" if complete else "; the minutes are over, the same command goes on"
         self.log.say(f"{self.step:,} steps, {self.pupils.updates:,} updates{words}")

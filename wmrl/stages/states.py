@@ -31,8 +31,9 @@ def online(logdir: Path, pipe: Pipeline) -> tuple[str, bool]:
         return str(error), True
     if not tree:
         return "", False
-    step = int(tree["step"])
-    return f"step {step:,} of {pipe.online.steps:,}, learning online", step < pipe.online.steps
+    step, made = int(tree["step"]), int(tree["pupils"]["updates"])
+    left = step < pipe.online.steps or made < pipe.online.updates(step)
+    return f"step {step:,} of {pipe.online.steps:,}, learning online", left
 
 
 def progress(tree: Tree) -> str:
