@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from wmrl import artifact, pipeline, status
+from wmrl import artifact, envs, pipeline, status
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.log import Log
@@ -16,6 +17,7 @@ from wmrl.run import Run
 from wmrl.stages import online as stage
 from wmrl.stages.iterate import iterate
 from wmrl.stages.learning import Pupils
+from wmrl.stages.online_models import fresh
 from wmrl.stages.snapshots import chosen
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
@@ -147,6 +149,13 @@ def test_minutes_that_end_between_the_last_updates_end_nothing(whole, tmp_path, 
     assert not (tmp_path / "iterate.h5").exists() and status.report(tmp_path).next.startswith("wmrl iterate")
     run(tmp_path)
     assert rows(tmp_path) == rows(whole)
+
+
+def test_models_act_before_they_learn_as_they_do_after():
+    pipe = pipeline.parse(TABLE)
+    with envs.make(pipe.env, 1, threads=1) as env:
+        world, _ = fresh(pipe, Store(Path("nowhere"), pipe), env, torch.device("cpu"))
+    assert not any(module.training for module in world.modules())
 
 
 def test_other_settings_are_refused_with_their_key(whole, tmp_path):

@@ -29,7 +29,7 @@ def fresh(pipe: Pipeline, store: Store, env: Any, device: torch.device) -> tuple
         torch.manual_seed(seeding.number(pipe.seed, "dynamics", "init"))
         representation: Any = _representation(pipe, store, env)
         dynamics = config.build(DYNAMICS, pipe.dynamics, "dynamics", representation.latent, env.actions)
-    world = WorldModel(representation.requires_grad_(False).eval(), dynamics).to(device)
+    world = WorldModel(representation.requires_grad_(False), dynamics).to(device).eval()  # it acts before it learns
     kind: Any = config.lookup(CONTROLLERS, pipe.controller, "controller")[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.number(pipe.seed, "controller", "init"))
