@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,18 @@ def test_minutes_that_end_between_the_last_updates_end_nothing(whole, tmp_path, 
     assert not (tmp_path / "iterate.h5").exists() and status.report(tmp_path).next.startswith("wmrl iterate")
     run(tmp_path)
     assert rows(tmp_path) == rows(whole)
+
+
+def test_a_run_whose_state_is_gone_is_not_begun_again_over_what_it_made(whole, tmp_path):
+    logdir = Path(shutil.copytree(whole, tmp_path / "run"))
+    (logdir / "online.part.h5").unlink()
+    before = (logdir / "dynamics.h5").read_bytes(), len(Episodes(logdir / "rollouts"))
+    with pytest.raises(ArtifactError, match=r"online\.part\.h5 is missing: .*iterate\.h5 cannot go on"):
+        run(logdir)
+    (logdir / "iterate.h5").unlink()
+    with pytest.raises(ArtifactError, match=r"online\.part\.h5 is missing: .*rollouts cannot go on"):
+        run(logdir)
+    assert ((logdir / "dynamics.h5").read_bytes(), len(Episodes(logdir / "rollouts"))) == before
 
 
 def test_models_act_before_they_learn_as_they_do_after():

@@ -34,7 +34,7 @@ from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
 from wmrl.stages.online_checks import Checks
-from wmrl.stages.online_models import fresh, terms, view_shape, write
+from wmrl.stages.online_models import check_unused, fresh, terms, view_shape, write
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
 from wmrl.trainers import TRAINERS
@@ -50,6 +50,7 @@ def online(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     """Learn until `online.steps` environment steps are made, and save what was learnt.
 
     Raises:
+        ArtifactError: if the state of a run that was begun is gone or damaged.
         ConfigError: if a part of the pipeline cannot be learnt online.
         ContractError: if the state kept in the logdir is of other settings.
         UserError: if a loss is not finite, or the environment fails.
@@ -98,6 +99,7 @@ class _Loop:
     def go(self) -> None:
         """From what is kept in the logdir, or from nothing, to the end or until the time is spent."""
         if not self._resume():
+            check_unused(self.store, self.replay)
             self.log.rewind(-1)
             self.player.begin(self.lockstep.begin(), self._rng("begin"))
             self._announce("learning online:")

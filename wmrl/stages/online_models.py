@@ -9,8 +9,9 @@ from torch import nn
 from wmrl import artifact, config, seeding
 from wmrl.agreement import LOOKS
 from wmrl.controllers import CONTROLLERS
+from wmrl.data.replay import Replay
 from wmrl.dynamics import DYNAMICS
-from wmrl.errors import ConfigError
+from wmrl.errors import ArtifactError, ConfigError
 from wmrl.pipeline import Pipeline
 from wmrl.representations import REPRESENTATIONS
 from wmrl.store import Store, rebuild, registry
@@ -76,6 +77,20 @@ def write(store: Store, world: WorldModel, controller: Any, env: Any, facts: dic
     given = (view_shape(world, controller, env), env.actions)
     facts = {**facts, "trainer": config.resolved(TRAINERS, pipe.trainer, "trainer")}
     store.save("controller", artifact.of(controller, "controller", table, given, parents=parents, facts=facts))
+
+
+def check_unused(store: Store, replay: Replay) -> None:
+    """Check that a run may begin here: without its state, what it lived and made before would be mixed or replaced.
+
+    Raises:
+        ArtifactError: if there are episodes, or the result of an earlier run.
+    """
+    if replay.begun or store.exists("iterate"):
+        what = store.path("iterate") if store.exists("iterate") else store.data
+        raise ArtifactError(
+            f"{store.part('online')} is missing: without it the run of {what} cannot go on; "
+            "put it back, or begin in another --logdir"
+        )
 
 
 def terms(pipe: Pipeline) -> dict[str, Any]:
