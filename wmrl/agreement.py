@@ -118,7 +118,8 @@ def reconcile(logdir: Path, stored: Pipeline, asked: Pipeline, anew: str | None 
             continue
         if _same_component(key, stored, asked):
             continue
-        anew_helps = "" if holds(key, OWN) else ", or begin the stage anew with --noreload"
+        fixed = holds(key, OWN) or store.begun("online")  # an online run has no stage to begin anew
+        anew_helps = "" if fixed else ", or begin the stage anew with --noreload"
         before, now = (repr(table[key]) if key in table else "its default" for table in (old, new))
         raise ConfigError(
             f"{key}: {logdir} was begun with {before}, this call says {now}; take another --logdir{anew_helps}"

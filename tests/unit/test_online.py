@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import artifact, envs, pipeline, status
+from wmrl import agreement, artifact, envs, pipeline, status
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.log import Log
@@ -176,6 +176,8 @@ def test_other_settings_are_refused_with_their_key(whole, tmp_path):
     other = {**TABLE, "online": {**TABLE["online"], "collect": 40, "steps": 260}}
     with pytest.raises(ContractError, match=r"online\.collect.* 20.* 40"):
         run(tmp_path, other)
+    with pytest.raises(ConfigError, match=r"online\.collect: .* 20, .* 40; take another --logdir$"):
+        agreement.reconcile(whole, pipeline.load(whole), pipeline.parse(other))
 
 
 def test_snapshots_are_scored_under_one_protocol(whole, capsys):
