@@ -187,6 +187,9 @@ def test_snapshots_are_scored_under_one_protocol(whole, capsys):
     with pytest.raises(ArtifactError, match=r"online\.keep_every"):
         chosen(whole / "rollouts", "all")
     pipe = pipeline.load(whole)
+    for more in ({"target_return": 1.0}, {"baselines": (whole,)}, {"capture_video": True}):
+        with pytest.raises(ConfigError, match=r"--snapshots goes with neither --target-return"):
+            test_controller(pipe, None, None, Run(), TestOptions(snapshots="all", **more))
     with Log("test-controller", whole, progress=False, verbosity=-1) as log:
         test_controller(pipe, Store(whole, pipe), log, Run(device="cpu", threads=1), TestOptions(snapshots="all"))
     seen = [json.loads(line) for line in (whole / "metrics/snapshots.jsonl").read_text().splitlines()]

@@ -93,6 +93,8 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     if options.snapshots is not None:
         from wmrl.stages.snapshots import test_snapshots
 
+        if options.target_return is not None or options.baselines or options.capture_video:
+            raise ConfigError("--snapshots goes with neither --target-return, --baseline nor --capture-video")
         test_snapshots(pipe, store, log, run, options)
         return
     others = [row for logdir in options.baselines for row in _baseline(logdir, options.baselines)]
