@@ -171,6 +171,20 @@ def test_models_act_before_they_learn_as_they_do_after():
     assert not any(module.training for module in world.modules())
 
 
+def test_a_representation_that_has_changed_since_is_refused(whole, tmp_path):
+    path = tmp_path / "other" / "vae.h5"
+    pipe = pipeline.parse({**TABLE, "representation": {"from": str(path.parent)}})
+    store, made = Store(tmp_path / "run", pipe), artifact.read(whole / "vae.h5", "vae")
+    made.write(path)
+    with envs.make(pipe.env, 1, threads=1) as env:
+        for _ in range(2):
+            fresh(pipe, store, env, torch.device("cpu"))
+            store.save_part(stage.NAME, {})
+        dataclasses.replace(made, tensors={"another": np.ones(1)}).write(path)
+        with pytest.raises(ContractError, match="has changed since"):
+            fresh(pipe, store, env, torch.device("cpu"))
+
+
 def test_other_settings_are_refused_with_their_key(whole, tmp_path):
     run(tmp_path)
     other = {**TABLE, "online": {**TABLE["online"], "collect": 40, "steps": 260}}

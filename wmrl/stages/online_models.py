@@ -25,6 +25,7 @@ def fresh(pipe: Pipeline, store: Store, env: Any, device: torch.device) -> tuple
     Raises:
         ConfigError: if the representation would have to be trained.
         ArtifactError: if it is another run's and is not there.
+        ContractError: if it has changed since the run was begun.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.number(pipe.seed, "dynamics", "init"))
@@ -42,6 +43,8 @@ def fresh(pipe: Pipeline, store: Store, env: Any, device: torch.device) -> tuple
 def _representation(pipe: Pipeline, store: Store, env: Any) -> nn.Module:
     """That of another run, or one that needs no training."""
     if "from" in pipe.representation:
+        if store.begun("online") and store.exists("vae"):
+            store.load("vae")  # what was learnt so far was learnt on that one
         store.refer("vae", pipe.representation["from"])
         store.sees(env.observation)
         return rebuild(store.load("vae"))
