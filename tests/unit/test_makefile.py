@@ -144,6 +144,16 @@ def test_a_pipeline_with_a_table_for_it_is_iterated(cars):
     assert "iterate" in stages(calls(cars)), "after an edit it is asked whether there is something to do"
 
 
+def test_a_pipeline_that_learns_online_needs_no_dataset_and_is_made_once(cars):
+    path = cars / "pipelines" / "one.toml"
+    path.write_text(path.read_text() + "[online]\nsteps = 2\n")
+    assert make(cars, "one", "SEEDS=2-3").returncode == 0
+    made = calls(cars)
+    assert stages(made) == ["iterate", "render"] * 2
+    assert made[0] == "iterate pipelines/one.toml --logdir runs/one/seed-2 --seed 2"
+    assert make(cars, "one", "SEEDS=2-3").returncode == 0 and not calls(cars)
+
+
 def test_two_pipelines_share_a_dataset(cars):
     make(cars, "one")
     calls(cars)

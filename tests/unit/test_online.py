@@ -11,6 +11,7 @@ import torch
 
 from wmrl import agreement, artifact, envs, pipeline, status
 from wmrl.data.episodes import Episodes
+from wmrl.data.replay import Replay
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.log import Log
 from wmrl.online import Online
@@ -18,6 +19,8 @@ from wmrl.run import Run
 from wmrl.stages import online as stage
 from wmrl.stages.iterate import iterate
 from wmrl.stages.learning import Pupils
+from wmrl.stages.lockstep import Lockstep
+from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh
 from wmrl.stages.snapshots import chosen
 from wmrl.stages.test_controller import TestOptions, test_controller
@@ -114,6 +117,30 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curves_and_the_same_weights(
     monkeypatch.setattr(Store, "save_part", counted)
     with pytest.raises(Killed):
         run(tmp_path)
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+    for name in ("dynamics", "controller"):
+        assert artifact.read(tmp_path / f"{name}.h5", name).hash == artifact.read(whole / f"{name}.h5", name).hash
+    assert Episodes(tmp_path / "rollouts").seeds.tolist() == Episodes(whole / "rollouts").seeds.tolist()
+
+
+@pytest.mark.parametrize(("place", "at"), [((Pupils, "update"), 9), ((Lockstep, "step"), 37), ((Checks, "play"), 2)])
+def test_what_a_kill_took_since_the_last_save_is_done_again(whole, tmp_path, monkeypatch, place, at):
+    where, name = place
+    monkeypatch.setitem(Replay.__init__.__kwdefaults__, "shard", 8000)  # some are written after what was saved
+    done, calls = getattr(where, name), []
+
+    def counted(*args):
+        found = done(*args)
+        calls.append(name)
+        if len(calls) == at:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(where, name, counted)
+        run(tmp_path)
+    assert list((tmp_path / "rollouts").glob("shard-*.h5"))
     run(tmp_path)
     assert rows(tmp_path) == rows(whole)
     for name in ("dynamics", "controller"):
