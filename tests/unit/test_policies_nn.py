@@ -44,6 +44,16 @@ def test_draws_stay_in_bounds_and_have_finite_densities_even_at_extremes(kind):
 
 
 @pytest.mark.parametrize("kind", CONTINUOUS)
+@pytest.mark.parametrize("std", [0.4, 5.0])
+def test_over_draws_the_gradient_of_log_probabilities_is_zero(kind, std):
+    """So REINFORCE has no bias; at Dreamer's first deviation of 5 too, where tanh rounds many draws to the ends."""
+    numbers = [torch.full((MANY, 1), x, requires_grad=True) for x in (0.5, std)]
+    policy = kind(*numbers)
+    grads = torch.autograd.grad(policy.log_prob(policy.sample(rng()).detach()).sum(), numbers)
+    assert all(abs(g.mean()) < 5 * g.std() / MANY**0.5 for g in grads)
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
 def test_draws_are_reparametrised(kind):
     mean, std = torch.tensor([[0.2]], requires_grad=True), torch.tensor([[0.5]], requires_grad=True)
     x = kind(mean, std).sample(rng())

@@ -121,9 +121,12 @@ class TanhNormal:
         return self.inner.mean.tanh()
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """As `Policy.log_prob`."""
+        """As `Policy.log_prob`; at the ends, where float32 does not tell x, of all that lies behind."""
         x = action.clamp(MARGIN - 1, 1 - MARGIN).atanh()
-        return self.inner.log_prob(x) - _log_slope(x).sum(-1)
+        mean, std = self.inner.mean, self.inner.std
+        inside = -0.5 * ((x - mean) / std).square() - std.log() - 0.5 * LOG_2PI - _log_slope(x)
+        behind = torch.special.log_ndtr((x.sign() * mean - x.abs()) / std)
+        return torch.where(action.abs() < 1 - MARGIN, inside, behind).sum(-1)
 
     def entropy(self) -> Tensor:
         """As `Policy.entropy`."""
