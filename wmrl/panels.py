@@ -17,6 +17,7 @@ from wmrl.recording import Episode
 from wmrl.rollout import Policy, look
 from wmrl.seeding import generator
 from wmrl.spec import State
+from wmrl.traces import Traces, scale_of
 from wmrl.video import beside, picture, scaled, titled
 from wmrl.world import WorldModel
 
@@ -80,22 +81,22 @@ class Dreaming:
 class Dreamt(NamedTuple):
     """A pure dream of T steps."""
 
-    frames: list[np.ndarray]  # T + 1
+    frames: Sequence[np.ndarray]  # T + 1
     reward: np.ndarray  # (T,)
     cont: np.ndarray  # (T,)
 
 
 def real(episode: Episode) -> Column:
-    """What the environment showed, in its own resolution if that was recorded."""
+    """What the environment showed, in its own resolution if that was recorded; of vectors, curves."""
     if episode.native:
         return Column("real", Encoded(episode.native))
-    return Column("real", [picture(obs) for obs in episode.obs])
+    return Column("real", _pictures(torch.from_numpy(np.ascontiguousarray(episode.obs))))
 
 
 @torch.inference_mode()
 def reconstruction(representation: Any, episode: Episode, device: str) -> Column:
     """What the representation keeps of each frame."""
-    frames = []
+    frames: list[np.ndarray] = []
     for begin in range(0, len(episode.obs), BLOCK):
         interrupts.check()
         obs = torch.from_numpy(np.ascontiguousarray(episode.obs[begin : begin + BLOCK])).to(device)
@@ -119,7 +120,7 @@ def dream(world: WorldModel, episode: Episode, how: Dreaming, *, every: int) -> 
     action = torch.from_numpy(np.ascontiguousarray(episode.action)).to(how.device)
     awake = world.start(obs[:1], rng=rng)
     asleep, since, expected = awake, 0, 0.0
-    frames, notes = _pictures(world.frame(asleep)), ["awake"]
+    frames, notes = [world.frame(asleep).float().cpu()], ["awake"]
     for t in range(len(episode)):
         interrupts.check()
         asleep, reward, _ = world.imagine(asleep, action[t : t + 1], rng=rng, temperature=how.temperature)
@@ -128,9 +129,9 @@ def dream(world: WorldModel, episode: Episode, how: Dreaming, *, every: int) -> 
             awake = world.observe(awake, action[t : t + 1], obs[t + 1 : t + 2], rng=rng)
             if since > every:
                 asleep, since, expected = awake, 0, 0.0
-        frames += _pictures(world.frame(asleep))
+        frames.append(world.frame(asleep).float().cpu())
         notes.append(f"+{since} steps, reward {expected:.1f}" if since else "awake")
-    return Column("dream", frames, notes)
+    return Column("dream", _pictures(torch.cat(frames), episode.obs), notes)
 
 
 @torch.inference_mode()
@@ -147,17 +148,17 @@ def pure_dream(world: WorldModel, policy: Policy, first: np.ndarray, how: Dreami
     rng = generator(how.seed, "pure dream", device=how.device)
     policy.begin(1, [how.seed])
     state: State = world.start(torch.from_numpy(np.ascontiguousarray(first[None])).to(how.device), rng=rng)
-    frames, rewards, conts = _pictures(world.frame(state)), [], []
+    frames, rewards, conts = [world.frame(state).float().cpu()], [], []
     for _ in range(steps):
         interrupts.check()
         action = policy.act(look(world, policy.controller, state))
         state, reward, cont = world.imagine(state, action, rng=rng, temperature=how.temperature)
-        frames += _pictures(world.frame(state))
+        frames.append(world.frame(state).float().cpu())
         rewards.append(float(reward))
         conts.append(float(cont))
         if conts[-1] < 0.5:
             break
-    return Dreamt(frames, np.array(rewards), np.array(conts))
+    return Dreamt(_pictures(torch.cat(frames)), np.array(rewards), np.array(conts))
 
 
 def side_by_side(columns: Sequence[Column], i: int, header: str, height: int) -> np.ndarray:
@@ -180,6 +181,9 @@ def labels(columns: Sequence[Column], height: int) -> np.ndarray:
     return titled(np.concatenate(rows), "")
 
 
-def _pictures(frames: Tensor) -> list[np.ndarray]:
-    """(B, C, H, W) float 0..1 -> pictures."""
-    return [picture(frame) for frame in frames.clamp(0, 1).float().cpu().numpy()]
+def _pictures(frames: Tensor, like: np.ndarray | None = None) -> Sequence[np.ndarray]:
+    """Frames (T, C, H, W) or vectors (T, n) as pictures; curves of vectors are to the scale of `like` (T', n)."""
+    if frames.ndim == 2:
+        values = frames.float().cpu().numpy()
+        return Traces(values, scale_of(values if like is None else like))
+    return [picture(frame) for frame in frames]

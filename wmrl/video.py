@@ -248,10 +248,14 @@ def picture(frame: Tensor | np.ndarray) -> np.ndarray:
     if array.shape[0] == 1:
         array = np.repeat(array, 3, axis=0)
     if array.shape[0] != 3:
-        hues = np.linspace(0, 1, array.shape[0], endpoint=False)
-        colours = np.stack([np.cos(2 * np.pi * (hues + k / 3)) / 2 + 0.5 for k in range(3)])
-        array = np.rint(np.clip(np.einsum("kc,chw->khw", colours, array), 0, 255)).astype(np.uint8)
+        array = np.rint(np.clip(np.einsum("ck,chw->khw", hues(len(array)), array), 0, 255)).astype(np.uint8)
     return np.ascontiguousarray(array.transpose(1, 2, 0))
+
+
+def hues(count: int) -> np.ndarray:
+    """So many colours (count, 3) in 0..1 that can be told apart."""
+    turns = np.linspace(0, 1, count, endpoint=False)
+    return np.stack([np.cos(2 * np.pi * (turns + k / 3)) / 2 + 0.5 for k in range(3)], 1)
 
 
 def _array(frame: Tensor | np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ LAYERS = [
         "artifact",
         "memory",
     },
-    {"stats", "recording", "video", "curves", "images"},
+    {"stats", "recording", "video", "traces", "curves", "images"},
     {"precision", "optimizers", "schedule", "gauge"},
     {"nn"},
     {"representations", "dynamics", "controllers", "data", "envs"},

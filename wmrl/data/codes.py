@@ -71,7 +71,7 @@ def source(
         near: Where another run keeps its codes: those of the same representation are linked, not made.
 
     Returns:
-        `Codes`, or `episodes` if a code is as large as its frame, or all codes exceed `MEMORY`.
+        `Codes`, or `episodes` if a code is its frame, or as large, or all codes exceed `MEMORY`.
 
     Raises:
         Stopped: if a signal asks to stop; finished shards are kept.
@@ -80,7 +80,7 @@ def source(
     encoder = Encoder(representation, run.device)
     frame, total = episodes.read(0, 1)["obs"], int(episodes.start[-1])
     code = encoder(frame)
-    if code.nbytes >= frame.nbytes:
+    if code.nbytes >= frame.nbytes or code.shape == frame.shape:  # vectors as they are would lose half their digits
         return episodes
     if (size := code.nbytes * total) > MEMORY:
         log.warn(f"codes would take {size / 2**30:.1f} GiB: frames are encoded anew for every batch, which is slow")

@@ -1,4 +1,4 @@
-"""Pixels as they are: the representation of models that bring their own encoder."""
+"""Observations as they are: the representation of models that bring their own encoder."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from wmrl.spec import Space
 
 
 class Pixels(nn.Module):
-    """Does nothing to frames, and has nothing to train.
+    """Does nothing to observations, and has nothing to train.
 
     Args:
-        observation: The space of the frames, (C, H, W) uint8.
+        observation: Their space: (C, H, W) uint8 pictures or bool grids, or (n,) float vectors.
     """
 
     def __init__(self, observation: Space):
@@ -18,13 +18,15 @@ class Pixels(nn.Module):
         self.latent = observation
 
     def encode(self, obs: Tensor) -> Tensor:
-        """(*n, C, H, W) uint8 -> the same."""
+        """(*n, *observation) -> the same."""
         return obs
 
     def draw(self, code: Tensor, *, sample: bool, rng: torch.Generator | None = None) -> Tensor:
-        """(*n, C, H, W) uint8 -> the same."""
+        """(*n, *observation) -> the same."""
         return code
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(*n, C, H, W), uint8 or already in 0..1 -> float in 0..1."""
-        return latent.float() / 255 if latent.dtype == torch.uint8 else latent
+        """(*n, *observation) -> float: pictures and grids in 0..1, also those that a model gives; vectors as is."""
+        if latent.dtype == torch.uint8:
+            return latent.float() / 255
+        return latent.float() if latent.dtype == torch.bool else latent

@@ -212,11 +212,15 @@ def _columns(
 ) -> list[Column]:
     """Real, and as much of reconstruction and dream as was trained."""
     columns = [panels.real(subject.episode)]
+    if subject.episode.obs.ndim == 2 and not subject.episode.native:
+        log.say("observations are vectors: their curves are shown; --fresh shows the environment's own frames")
     if not store.exists("vae"):
-        log.say("nothing is trained yet: only the real frames are shown")
+        log.say("nothing is trained yet: only what really happened is shown")
         return columns
     store.sees(Space(subject.episode.obs.shape[1:]))
-    columns.append(panels.reconstruction(store.component("vae", run.device)[0], subject.episode, run.device))
+    representation, _ = store.component("vae", run.device)
+    if representation.latent.shape != subject.episode.obs.shape[1:]:  # else it shows what it was shown
+        columns.append(panels.reconstruction(representation, subject.episode, run.device))
     if not store.exists("dynamics"):
         log.say("there is no dynamics model yet: no dream is shown")
         return columns

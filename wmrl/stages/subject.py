@@ -101,7 +101,8 @@ def _fresh(pipe: Pipeline, store: Store, log: Log, run: Run, options: "RenderOpt
     whose: Any = home(canonical(pipe.env.id)[0])
     table = dataclasses.replace(pipe.env, backend=whose, max_steps=options.steps or pipe.env.max_steps)
     with one_thread(True), make(table, 1, threads=1) as games:
-        camera = _Camera(_actor(store, log, run, games), games, options.native)
+        native = options.native or len(games.observation.shape) == 1  # vectors show nothing of their own
+        camera = _Camera(_actor(store, log, run, games), games, native)
         recorder = Recorder(1)
 
         def on_step(*args: Any) -> None:
