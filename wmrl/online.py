@@ -13,7 +13,8 @@ class Online:
     behaviour dreams from the states that the world model met in them. `fit.dynamics.steps` has no part.
 
     Args:
-        steps: Environment steps in all; 0: the pipeline is not learnt online. A larger number goes on.
+        steps: Environment steps in all, rounded up to whole turns (see `collect`); 0: the pipeline is not learnt
+            online. A larger number goes on.
         environments: Environments in lockstep.
         seed_steps: Steps of a random policy at the beginning. Source: MinAtar's DreamerV2, 4,000.
         collect: Environment steps between two turns of learning, rounded up to whole steps of all environments.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wmrl import agreement, artifact, envs, pipeline, status
+from wmrl.data import shards
 from wmrl.data.episodes import Episodes
 from wmrl.data.replay import Replay
 from wmrl.errors import ArtifactError, ConfigError, ContractError
@@ -196,6 +197,16 @@ def test_models_act_before_they_learn_as_they_do_after():
     with envs.make(pipe.env, 1, threads=1) as env:
         world, _ = fresh(pipe, Store(Path("nowhere"), pipe), env, torch.device("cpu"))
     assert not any(module.training for module in world.modules())
+
+
+def test_episodes_that_another_command_has_added_are_not_lost(whole, tmp_path):
+    logdir = Path(shutil.copytree(whole, tmp_path / "run"))
+    there = Episodes(logdir / "rollouts")
+    shards.write_shard(logdir / "rollouts", len(there), [there.episode(0)], shards.provenance(there.meta))
+    shards.complete(logdir / "rollouts")
+    with pytest.raises(ContractError, match="another command has added some"):
+        run(logdir, {**TABLE, "online": {**TABLE["online"], "steps": 220}})
+    assert len(Episodes(logdir / "rollouts")) == len(there) + 1
 
 
 def test_a_representation_that_has_changed_since_is_refused(whole, tmp_path):

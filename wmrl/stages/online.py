@@ -34,7 +34,7 @@ from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
 from wmrl.stages.online_checks import Checks
-from wmrl.stages.online_models import check_unused, fresh, terms, view_shape, write
+from wmrl.stages.online_models import check_same, check_unused, fresh, terms, view_shape, write
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
 from wmrl.trainers import TRAINERS
@@ -255,8 +255,8 @@ class _Loop:
         tree = self.store.load_part(NAME)
         if tree is None:
             return False
-        continuing.agree(self.store.part(NAME), tree["terms"], terms(self.pipe))
         continuing.threads(NAME, tree["threads"], self.log)
+        check_same(self.store, tree)
         self.step, self.checks.rows, self.kept = int(tree["step"]), list(tree["checks"]), list(tree["kept"])
         self.spent = dict(tree["spent"])
         self.pupils.restore(tree["pupils"])

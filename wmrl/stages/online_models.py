@@ -1,17 +1,19 @@
 """The models of a run that learns online: as they begin, as they are written, and what decides their bits."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 
-from wmrl import artifact, config, seeding
+from wmrl import artifact, config, continuing, seeding
 from wmrl.agreement import LOOKS
 from wmrl.controllers import CONTROLLERS
+from wmrl.data import shards
 from wmrl.data.replay import Replay
 from wmrl.dynamics import DYNAMICS
-from wmrl.errors import ArtifactError, ConfigError
+from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
 from wmrl.representations import REPRESENTATIONS
 from wmrl.store import Store, rebuild, registry
@@ -108,3 +110,24 @@ def terms(pipe: Pipeline) -> dict[str, Any]:
     dropped = ("fit.dynamics.steps", "env.backend")
     kept: dict[str, Any] = config.plain({k: v for k, v in flat.items() if k not in dropped})
     return kept
+
+
+def check_same(store: Store, tree: dict[str, Any]) -> None:
+    """Check that a run goes on as it was begun, with the episodes that it has played itself.
+
+    Args:
+        store: The logdir.
+        tree: The state of the run.
+
+    Raises:
+        ContractError: naming a key that differs; or if another command has added episodes, which would be lost.
+    """
+    continuing.agree(store.part("online"), tree["terms"], terms(store.pipe))
+    played = tree["replay"]["episodes"] + len(tree["replay"]["finished"]["seed"])
+    with contextlib.suppress(ArtifactError):  # there is no list of episodes before the end
+        there = len(shards.read_complete(store.data).lengths)
+        if there > played:
+            raise ContractError(
+                f"{store.data} holds {there} episodes, and this run has played {played}: another command has added "
+                "some; begin in another --logdir"
+            )
