@@ -24,7 +24,7 @@ class Traces(Sequence[np.ndarray]):
     def __init__(self, values: np.ndarray, scale: np.ndarray) -> None:
         self._rows = len(values)
         low, high = scale
-        share = np.clip((values - low) / np.maximum(high - low, 1e-6), 0, 1)  # (T + 1, n)
+        share = np.nan_to_num((np.clip(values, low, high) - low) / np.maximum(high - low, 1e-6))  # (T + 1, n) in 0..1
         x = np.arange(self._rows) * (SIDE - 1) / max(self._rows - 1, 1)
         self._bright = np.full((SIDE, SIDE, 3), PAPER, np.uint8)
         for number, colour in enumerate(hues(values.shape[1])):
