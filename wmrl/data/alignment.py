@@ -63,9 +63,6 @@ def _features(obs: np.ndarray) -> np.ndarray:
     """Frames (T + 1, C, H, W) as means over a grid of about 8 x 8; vectors as they are: (T + 1, F) float32."""
     if obs.ndim != 4:
         return obs.reshape(len(obs), -1).astype(np.float32)
-    if min(obs.shape[2:]) < 2 * GRID:  # a board: where its pieces stand, plane by plane
-        down, across = (obs.sum(axis, dtype=np.float32) for axis in (3, 2))
-        return np.concatenate([each @ np.arange(each.shape[2], dtype=np.float32) for each in (down, across)], 1)
     rows, columns = (max(1, side // GRID) for side in obs.shape[2:])
     high, wide = obs.shape[2] // rows, obs.shape[3] // columns
     cut = obs[:, :, : high * rows, : wide * columns]
