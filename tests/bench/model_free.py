@@ -92,7 +92,7 @@ class Until(BaseCallback):
         return time.monotonic() < self.end
 
 
-def test(agent: PPO, env: Env, episodes: int) -> np.ndarray:
+def score(agent: PPO, env: Env, episodes: int) -> np.ndarray:
     """Returns (E,) of the test episodes, actions drawn from the policy as it was trained."""
     protocol = evaluation.protocol(env.id, episodes=episodes)
     seeds = protocol.test_seeds()
@@ -125,7 +125,7 @@ def main() -> None:
     began = time.monotonic()
     agent.learn(args.frames, callback=Until(args.minutes))
     took = time.monotonic() - began
-    found = summary(test(agent, env, args.episodes))
+    found = summary(score(agent, env, args.episodes))
     head = {"env": args.env_id, "hide": args.hide, "frames": agent.num_timesteps, "minutes": took / 60}
     print(json.dumps({**head, **found.record()}))
 
