@@ -71,3 +71,17 @@ def test_what_does_not_fit_is_refused():
         Encoder(Space((3, 32, 48)), embedding=0, **HOW)
     with pytest.raises(ContractError, match="tokens"):
         Encoder(Space((16,), 512), embedding=0, **HOW)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_norm_reaches_the_convolutions_of_pictures(norm):
+    how = {**HOW, "norm": norm}
+    encoder = Encoder(Space((3, 32, 32)), embedding=0, **how)
+    decoder = Decoder(7, Space((3, 32, 32)), likelihood="gaussian", **how)
+    obs, features = torch.rand(2, 3, 32, 32), torch.randn(2, 7)
+    before = encoder(obs), decoder(features)
+    with torch.no_grad():
+        for part in (*encoder.net[1].parameters(), *decoder.net[0].parameters()):
+            part.mul_(10)  # what a norm takes back
+    for x, y in zip((encoder(obs), decoder(features)), before, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-2)

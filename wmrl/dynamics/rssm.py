@@ -64,8 +64,8 @@ class RSSM(nn.Module):
         hidden: Units of the embedding before the GRU, of prior and posterior. Source: MinAtar 200.
         prior_layers: Hidden layers of the prior. Source: 1; DreamerV3, 2.
         posterior_layers: Hidden layers of the posterior. Source: 1.
-        activation: Of all MLPs and of grids' convolutions. Source: "elu"; DreamerV3, "silu".
-        norm: Of all MLPs. Source: "none"; DreamerV3, "rms".
+        activation: Of all MLPs, of grids' convolutions, and with a norm of pictures'. Source: "elu"; DreamerV3, "silu".
+        norm: Of all MLPs and of pictures' convolutions. Source: "none"; DreamerV3, "rms".
         depth: Channels after the first convolution. Source: Dreamer 32, MinAtar 16.
         embedding: Size of a linear layer behind the convolutions, 0 for none. Source: MinAtar 200, else 0.
         units: Of the heads, and of encoders and decoders of vectors. Source: MinAtar 100, Dreamer 300, DreamerV2 400.

@@ -60,8 +60,8 @@ class TSSM(nn.Module):
         actions_only: Whether a dream reads its start and its actions, and none of the states that it dreamt, so that
             gradients reach an action directly (Ma et al. 2024); it is learnt with eyes that close at a random step.
         features: What controllers see of a state: "zh" draw and transformer output, "z" the draw alone (published).
-        activation: Of all MLPs and of grids' convolutions.
-        norm: Of all MLPs.
+        activation: Of all MLPs, of grids' convolutions, and with a norm of pictures'.
+        norm: Of all MLPs and of pictures' convolutions.
         depth: Channels after the first convolution. Source: Dreamer 32.
         embedding: Size of a linear layer behind the convolutions, 0 for none.
         units: Of prior and heads, and of encoders and decoders of vectors.

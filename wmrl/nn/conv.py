@@ -1,6 +1,6 @@
 """Convolutional encoders and decoders of frames, described by tables of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,16 +95,40 @@ class ChannelsLast(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def encoder(channels: int, layers: Sequence[Layer]) -> nn.Sequential:
-    """Convolutions with a ReLU after each: (B, channels, H, W) -> (B, F)."""
+After = Callable[[int], list[nn.Module]]
+"""Channels of a convolution -> what comes behind it: a norm, if there is one, and an activation."""
+
+
+def _relu(channels: int) -> list[nn.Module]:
+    return [nn.ReLU()]
+
+
+class PixelNorm(nn.Module):
+    """Divides the channels of each pixel by their root mean square. Source: DreamerV3."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        out: Tensor = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        return out
+
+
+def encoder(channels: int, layers: Sequence[Layer], after: After = _relu) -> nn.Sequential:
+    """Convolutions with a ReLU, or what `after` makes, behind each: (B, channels, H, W) -> (B, F)."""
     parts: list[nn.Module] = [ChannelsLast()]
     for layer in layers:
-        parts += [nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding), nn.ReLU()]
+        parts.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding))
+        parts += after(layer.channels)
         channels = layer.channels
     return nn.Sequential(*parts, nn.Flatten())
 
 
-def decoder(size: int, seed: tuple[int, int, int], layers: Sequence[Layer], channels: int) -> nn.Sequential:
+def decoder(
+    size: int, seed: tuple[int, int, int], layers: Sequence[Layer], channels: int, after: After = _relu
+) -> nn.Sequential:
     """A linear layer, then transposed convolutions, ReLU between, no activation at the end.
 
     Args:
@@ -112,14 +136,15 @@ def decoder(size: int, seed: tuple[int, int, int], layers: Sequence[Layer], chan
         seed: Shape (C, H, W) that the linear layer's output is given.
         layers: The transposed convolutions; the last one's channels are replaced by `channels`.
         channels: Channels of the image.
+        after: What comes between in the place of ReLU.
     """
     count, height, width = seed
-    parts: list[nn.Module] = [nn.Linear(size, count * height * width), nn.ReLU(), nn.Unflatten(1, seed)]
+    parts: list[nn.Module] = [nn.Linear(size, count * height * width), nn.Unflatten(1, seed), *after(count)]
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
         out = channels if last else layer.channels
         parts.append(Deconv(count, out, layer.kernel, layer.stride, layer.padding, layer.extra))
-        parts += [] if last else [nn.ReLU()]
+        parts += [] if last else after(out)
         count = out
     return nn.Sequential(*parts)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.errors import ContractError
-from wmrl.nn.conv import PUBLISHED, ChannelsLast, Layer, Plan, decoder, encoder
+from wmrl.nn.conv import PUBLISHED, After, ChannelsLast, Layer, PixelNorm, Plan, decoder, encoder
 from wmrl.nn.heads import LOG_STD
 from wmrl.nn.mlp import ACTIVATIONS, Activation, Norm, hidden, mlp
 from wmrl.nn.twohot import symexp, symlog
@@ -44,8 +44,8 @@ class Encoder(nn.Module):
         embedding: Size of a linear layer behind the convolutions; 0 for none. Source: the MinAtar agent, 200.
         units: Of the MLP.
         layers: Of the MLP.
-        activation: Of grids and vectors; pictures have ReLU.
-        norm: Of the MLP.
+        activation: Of grids and vectors; pictures have it if they have a norm, else ReLU. Source: Dreamer; DreamerV3.
+        norm: Of the MLP and of pictures: "layer" over a whole map of channels, "rms" over the channels of each pixel.
         squash: Whether symlog is taken of vectors. Source: DreamerV3.
 
     Raises:
@@ -74,7 +74,8 @@ class Encoder(nn.Module):
             self.net, size = _grid_encoder(space.shape, depth, activation)
         else:
             plan = layers_for(space.shape, depth)
-            self.net, size, self.shift = encoder(space.shape[0], plan.down), math.prod(plan.top), CENTRE
+            self.net = encoder(space.shape[0], plan.down, _after(activation, norm))
+            size, self.shift = math.prod(plan.top), CENTRE
         self.size = embedding or size
         self.embed = nn.Linear(size, embedding) if embedding and embedding != size else nn.Identity()
 
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
             self.net = _grid_decoder(inputs, space.shape, depth, activation)
         else:
             plan = layers_for(space.shape, depth)
-            self.net = decoder(inputs, plan.seed, plan.up, space.shape[0])
+            self.net = decoder(inputs, plan.seed, plan.up, space.shape[0], _after(activation, norm))
             self.shift = 0.0 if likelihood == "bernoulli" else CENTRE
 
     def forward(self, features: Tensor) -> Tensor:
@@ -196,6 +197,14 @@ def layers_for(shape: tuple[int, ...], depth: int) -> Plan:
     odd = [each % 2 for each in sides[-2::-1]]
     up = tuple(Layer(width, 4, padding=1, extra=e) for width, e in zip([*widths[-2::-1], 0], odd, strict=True))
     return Plan(down, top, top, up)
+
+
+def _after(activation: Activation, norm: Norm) -> After:
+    """What comes behind a convolution of pictures."""
+    if norm == "none":
+        return lambda channels: [nn.ReLU()]
+    kind = {"layer": lambda channels: nn.GroupNorm(1, channels), "rms": PixelNorm}[norm]
+    return lambda channels: [kind(channels), ACTIVATIONS[activation]()]
 
 
 def _scaled(plan: Plan, depth: int) -> Plan:
