@@ -20,6 +20,12 @@ def autocast(choice: str, device: torch.device | str) -> AbstractContextManager:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=choice == "bf16")
 
 
+def working(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in: that of autocast where it is on, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def lowered(module: nn.Module, choice: str) -> nn.Module:
     """What infers the same as `module` under `autocast(choice)`, without casting its weights anew at each call.
 

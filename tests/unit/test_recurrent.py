@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmrl.nn.recurrent import Apart, BlockLinear, LayerNormCell, recurrence
+from wmrl.nn.recurrent import BlockLinear, LayerNormCell, recurrence
+from wmrl.nn.unrolled import Apart
 
 HOW = {"hidden": 6, "blocks": 2, "activation": "silu", "norm": "rms"}
 

@@ -12,6 +12,8 @@ from wmrl.nn.heads import masked_mean
 from wmrl.nn.mlp import ACTIVATIONS, Activation, Norm, hidden, mlp
 from wmrl.nn.observation import Decoder, Encoder, Likelihood
 from wmrl.nn.outcomes import ContinueHead, RewardHead, RewardKind
+from wmrl.nn.unrolled import Apart, Linear, unrolled
+from wmrl.precision import working
 from wmrl.spec import Actions, Batch, Loss, Metrics, Space, Step
 
 DENSITIES = ("gaussian", "scaled")
@@ -32,9 +34,9 @@ class _Posterior(nn.Module):
         self, deter: int, embedding: int, outputs: int, *, units: int, layers: int, activation: Activation, norm: Norm
     ):
         super().__init__()
-        self.first = recurrent.Apart(deter, embedding, units)
+        self.first = Apart(deter, embedding, units)
         self.act = nn.Sequential(recurrent.norm_layer(norm, units), ACTIVATIONS[activation]())
-        self.rest = hidden(units, units, layers - 1, activation=activation, norm=norm).append(nn.Linear(units, outputs))
+        self.rest = hidden(units, units, layers - 1, activation=activation, norm=norm).append(Linear(units, outputs))
 
     def forward(self, deter: Tensor, ahead: Tensor) -> Tensor:
         """State (B, D) and `first.ahead` of the embedding -> parameters (B, P)."""
@@ -173,6 +175,7 @@ class RSSM(nn.Module):
         deter = self._advance(state, action)
         after = RSSMState(deter, self.space.sample(self.prior(deter), rng, temperature))
         told = self.features(after if self.outcomes == "arrival" else state)
+        told = told.to(working(told))  # once for both heads
         return Step(after, self.reward(told), self.goes_on(told))
 
     def features(self, state: RSSMState) -> Tensor:
@@ -210,6 +213,7 @@ class RSSM(nn.Module):
         """
         states, posterior = self._filter(latent, batch, rng)
         features = self.features(states)
+        features = features.to(working(features))  # once for all heads
         rows = batch.rows * batch.rows[:, 1:].amax(1, keepdim=True)  # a window of padding alone has no first row either
         seen = masked_mean(self.decoder.loss(self.decoder(features), latent), rows)
         told = features[:, 1:] if self.outcomes == "arrival" else features[:, :-1]
@@ -234,10 +238,14 @@ class RSSM(nn.Module):
 
     def _filter(self, latent: Tensor, batch: Batch, rng: torch.Generator | None) -> tuple[RSSMState, Tensor]:
         """The states at all rows, and the posterior's parameters (B, T + 1, P); draws are in the order of steps."""
-        seen = self.posterior.first.ahead(self.encoder(latent)).unbind(1)
-        acted = self.recurrence.ahead(batch.action).unbind(1)
+        embedded = self.encoder(latent)
+        with unrolled(self.recurrence, embedded.shape[1]), unrolled(self.posterior, embedded.shape[1]):
+            return self._unroll(embedded, batch, rng)
+
+    def _unroll(self, embedded: Tensor, batch: Batch, rng: torch.Generator | None) -> tuple[RSSMState, Tensor]:
+        seen, acted = self.posterior.first.ahead(embedded).unbind(1), self.recurrence.ahead(batch.action).unbind(1)
         kept = None if batch.first is None else (1 - batch.first).unsqueeze(-1).unbind(1)
-        deter = batch.action.new_zeros(len(latent), self.deter)
+        deter = batch.action.new_zeros(len(embedded), self.deter)
         parameters, deters, stochs = [self.posterior(deter, seen[0])], [deter], []
         for t, done in enumerate(acted, 1):
             stochs.append(self.space.sample(parameters[-1], rng))

@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from wmrl.nn.unrolled import Linear
+
 Activation = Literal["elu", "silu", "relu", "tanh", "gelu", "mish"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -24,7 +26,7 @@ def hidden(
     """`layers` times a linear layer, a norm if there is one, an activation: (*n, inputs) -> (*n, units)."""
     parts: list[nn.Module] = []
     for i in range(layers):
-        parts.append(nn.Linear(units if i else inputs, units))
+        parts.append(Linear(units if i else inputs, units))
         parts += [NORMS[norm](units)] if norm != "none" else []
         parts.append(ACTIVATIONS[activation]())
     return nn.Sequential(*parts)
@@ -38,4 +40,4 @@ def mlp(
     Source: dreamer and its relatives, for every head; the published MinAtar agent has 3 layers of 100 units, ELU.
     """
     stack = hidden(inputs, units, layers, activation=activation, norm=norm)
-    return stack.append(nn.Linear(units if layers else inputs, outputs))
+    return stack.append(Linear(units if layers else inputs, outputs))

@@ -4,10 +4,10 @@ import math
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.nn.mlp import ACTIVATIONS, NORMS, Activation, Norm
+from wmrl.nn.unrolled import Apart, GRUCell, Linear
 
 Cell = Literal["gru", "layer-norm", "block"]
 
@@ -15,33 +15,6 @@ Cell = Literal["gru", "layer-norm", "block"]
 def norm_layer(norm: Norm, units: int) -> nn.Module:
     """The norm of that name over `units` numbers, or nothing."""
     return nn.Identity() if norm == "none" else NORMS[norm](units)
-
-
-class Apart(nn.Module):
-    """A linear layer of two inputs whose parts are computed apart: what is known of all steps, before the loop.
-
-    Its parameters, and how they begin, are those of `nn.Linear(left + right, outputs)`.
-
-    Args:
-        left: Numbers of the first input.
-        right: Numbers of the second.
-        outputs: Numbers that come out.
-    """
-
-    def __init__(self, left: int, right: int, outputs: int):
-        super().__init__()
-        whole = nn.Linear(left + right, outputs)
-        first, second = whole.weight.detach().split([left, right], 1)
-        self.left, self.right = nn.Parameter(first.clone()), nn.Parameter(second.clone())
-        self.bias = whole.bias
-
-    def ahead(self, right: Tensor) -> Tensor:
-        """The second input's part, and the bias: (*n, right) -> (*n, outputs)."""
-        return F.linear(right, self.right, self.bias)
-
-    def forward(self, left: Tensor, ahead: Tensor) -> Tensor:
-        """The first input (*n, left) and what `ahead` gave -> (*n, outputs)."""
-        return F.linear(left, self.left) + ahead
 
 
 class BlockLinear(nn.Module):
@@ -79,7 +52,7 @@ class LayerNormCell(nn.Module):
 
     def __init__(self, inputs: int, size: int):
         super().__init__()
-        self.gates = nn.Linear(inputs + size, 3 * size, bias=False)
+        self.gates = Linear(inputs + size, 3 * size, bias=False)
         self.norm = nn.LayerNorm(3 * size)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -113,7 +86,7 @@ class Recurrence(nn.Module):
         super().__init__()
         self.embed = Apart(drawn, actions, hidden)
         self.act = nn.Sequential(norm_layer(norm, hidden), ACTIVATIONS[activation]())
-        self.cell = nn.GRUCell(hidden, size) if cell == "gru" else LayerNormCell(hidden, size)
+        self.cell = GRUCell(hidden, size) if cell == "gru" else LayerNormCell(hidden, size)
 
     def ahead(self, action: Tensor) -> Tensor:
         """What does not depend on the state: (*n, A) -> (*n, hidden)."""
@@ -141,8 +114,7 @@ class BlockRecurrence(nn.Module):
         self.size, self.blocks = size, blocks
         act = ACTIVATIONS[activation]
         self.state, self.draw, self.action = (
-            nn.Sequential(nn.Linear(inputs, hidden), norm_layer(norm, hidden), act())
-            for inputs in (size, drawn, actions)
+            nn.Sequential(Linear(inputs, hidden), norm_layer(norm, hidden), act()) for inputs in (size, drawn, actions)
         )
         self.mix = BlockLinear(size + blocks * 3 * hidden, size, blocks)
         self.act = nn.Sequential(norm_layer(norm, size), act())

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wmrl.precision import working
 from wmrl.rollout import look
 from wmrl.spec import State
 from wmrl.world import WorldModel
 
 
 class Imagined(NamedTuple):
-    """N dreams of H steps; all float32 but the views, which are as the world model makes them."""
+    """N dreams of H steps; all float32 but the views, which are what products are computed in."""
 
     views: Tensor  # (H + 1, N, *view)
     actions: Tensor  # (H, N, A) as drawn: what leaves [-1, 1] was clipped for the world alone
@@ -48,7 +49,7 @@ def imagine(
     """
     graph = contextlib.nullcontext if through else torch.no_grad
     with graph():
-        state, view = starts, look(world, controller, starts)
+        state, view = starts, _seen(world, controller, starts)
     memory = controller.initial(len(view))
     views, steps = [view], []
     for _ in range(horizon):
@@ -57,7 +58,13 @@ def imagine(
             action = policy.sample(rng)
             taken = action if controller.actions.discrete else action.clamp(-1, 1)
             state, reward, cont = world.imagine(state, taken, rng=rng)
-            view = look(world, controller, state)
+            view = _seen(world, controller, state)
         views.append(view)
         steps.append((action, policy.log_prob(action.detach()), policy.entropy(), reward.float(), cont.float()))
     return Imagined(torch.stack(views), *(torch.stack(column) for column in zip(*steps, strict=True)))
+
+
+def _seen(world: WorldModel, controller: Any, state: State) -> Tensor:
+    """The view of a state, cast once for all networks that read it."""
+    view = look(world, controller, state)
+    return view.to(working(view))
