@@ -128,9 +128,10 @@ def plain(value: Any) -> Any:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the nearest right one, or all of them."""
+    """The end of a message about an unknown word: the nearest right one, or all of them, keys by their tables."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    tables = sorted({name.partition(".")[0] for name in known})
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(tables)}"
 
 
 def type_name(want: Any) -> str:
