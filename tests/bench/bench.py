@@ -21,6 +21,7 @@ import dreamers
 import models
 import processes
 import rolling
+import seeds
 import torch
 import training
 from workbench import Bench, Row
@@ -37,6 +38,7 @@ GROUPS: list[tuple[str, Callable[[Bench, str], Iterator[Row]]]] = [
     ("g", rolling.dreams),
     ("jk", models.models),
     ("lmno", dreamers.dreamers),
+    ("p", seeds.seeds),
     ("h", processes.memory),
 ]
 
@@ -68,7 +70,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the speed of every stage on this machine.")
-    parser.add_argument("--only", default="abcdefghijklmno", help="letters of the rows to measure: e,g")
+    parser.add_argument("--only", default="abcdefghijklmnop", help="letters of the rows to measure: e,g")
     parser.add_argument("--quick", action="store_true", help="measure for a fraction of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (needs 2 GB)")
