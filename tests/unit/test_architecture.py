@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "wmrl").rglob("*.py"))
 
 LAYERS = [
-    {"wmrl", "errors", "stdout", "spec", "seeding", "interrupts", "run", "protocols"},
+    {"wmrl", "errors", "limits", "stdout", "spec", "seeding", "interrupts", "run", "protocols"},
     {
         "config",
         "sources",

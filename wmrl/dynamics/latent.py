@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.errors import ContractError
+from wmrl.limits import at_least
 from wmrl.nn.fsq import FSQ
 from wmrl.nn.heads import masked_mean
 from wmrl.nn.latents import Categorical
@@ -99,9 +100,7 @@ class LatentModel(nn.Module):
         probe: bool = True,
     ):
         super().__init__()
-        for name, number in {"size": size, "units": units, "frames": frames, "horizon": horizon}.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        at_least(1, size=size, units=units, frames=frames, horizon=horizon)
         if not 0 < decay <= 1 or termination_weight <= 0 or layers < 0:
             raise ValueError(
                 "decay must lie in (0, 1], termination_weight above 0 and layers at 0 or more, "

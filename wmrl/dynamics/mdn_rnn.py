@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wmrl.errors import ContractError
+from wmrl.limits import at_least
 from wmrl.nn.heads import MixtureHead, OutcomeHead, masked_mean
 from wmrl.spec import Actions, Batch, Loss, Space, Step
 
@@ -58,9 +59,7 @@ class MDNRNN(nn.Module):
         if latent.vocab is not None or len(latent.shape) != 1:
             what = "tokens" if latent.vocab is not None else f"an array of shape {latent.shape}"
             raise ContractError(f"mdn-rnn needs a vector of floats as latent, as vae gives, and was given {what}")
-        for key, number in {"hidden": hidden, "mixtures": mixtures}.items():
-            if number < 1:
-                raise ValueError(f"{key} must be at least 1, got {number}")
+        at_least(1, hidden=hidden, mixtures=mixtures)
         if termination_weight <= 0:
             raise ValueError(f"termination_weight must be greater than 0, got {termination_weight}")
         (self.size,), self.hidden = latent.shape, hidden

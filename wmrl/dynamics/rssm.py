@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wmrl.limits import at_least
 from wmrl.nn import latents, recurrent
 from wmrl.nn.bound import log_density
 from wmrl.nn.heads import masked_mean
@@ -127,10 +128,10 @@ class RSSM(nn.Module):
         continue_scale: float = 1.0,
     ):
         super().__init__()
-        _at_least(1, deterministic=deterministic, hidden=hidden, depth=depth, units=units, layers=layers)
-        _at_least(1, prior_layers=prior_layers, posterior_layers=posterior_layers)
-        _at_least(0, embedding=embedding, dyn_scale=dyn_scale, rep_scale=rep_scale, free_nats=free_nats)
-        _at_least(0, observation_scale=observation_scale, reward_scale=reward_scale, continue_scale=continue_scale)
+        at_least(1, deterministic=deterministic, hidden=hidden, depth=depth, units=units, layers=layers)
+        at_least(1, prior_layers=prior_layers, posterior_layers=posterior_layers)
+        at_least(0, embedding=embedding, dyn_scale=dyn_scale, rep_scale=rep_scale, free_nats=free_nats)
+        at_least(0, observation_scale=observation_scale, reward_scale=reward_scale, continue_scale=continue_scale)
         self.space = latents.latents(state, variables, classes, unimix=unimix, min_std=min_std)
         self.deter, self.outcomes, self.free_nats, self.free_each = deterministic, outcomes, free_nats, free == "each"
         self.scales = {"observation": observation_scale, "reward": reward_scale, "continue": continue_scale}
@@ -275,9 +276,3 @@ class RSSM(nn.Module):
         """`log_prob` (B, T) of the observations of a window."""
         steps = zip(*(x.unbind(1) for x in states), batch.action.unbind(1), latent[:, 1:].unbind(1), strict=False)
         return torch.stack([self._log_prob(RSSMState(d, s), action, seen) for d, s, action, seen in steps], 1)
-
-
-def _at_least(least: int, **numbers: float) -> None:
-    for key, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{key} must be at least {least}, got {number}")

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from wmrl.dynamics.transformer_de import Features, TransformerDE
+from wmrl.limits import at_least
 from wmrl.nn.autoregressive import AutoregressiveHead
 from wmrl.spec import Actions, Space
 
@@ -81,9 +82,7 @@ class TraDE(TransformerDE):
             termination_weight=termination_weight,
         )
         sizes = {"width": density_width, "blocks": density_blocks, "heads": density_heads}
-        for key, number in {**sizes, "feedforward": density_feedforward}.items():
-            if number < 1:
-                raise ValueError(f"density_{key} must be at least 1, got {number}")
+        at_least(1, density_feedforward=density_feedforward, **{f"density_{key}": n for key, n in sizes.items()})
         if density_width % density_heads:
             raise ValueError(f"density_heads must divide density_width, got {density_heads} for {density_width}")
         if density == "autoregressive":

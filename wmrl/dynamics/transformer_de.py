@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.errors import ContractError
+from wmrl.limits import at_least
 from wmrl.nn.heads import MixtureHead, OutcomeHead, masked_mean
 from wmrl.nn.transformer import CausalTransformer, Memory, Positions
 from wmrl.spec import Actions, Batch, Loss, Space, Step
@@ -77,11 +78,8 @@ class TransformerDE(nn.Module):
             what = "tokens" if latent.vocab is not None else f"an array of shape {latent.shape}"
             raise ContractError(f"a transformer over time needs a vector of floats as latent, and was given {what}")
         sizes = {"blocks": blocks, "heads": heads, "feedforward": feedforward}
-        for key, number in {**sizes, "width": width, "hidden": hidden, "mixtures": mixtures}.items():
-            if number < 1:
-                raise ValueError(f"{key} must be at least 1, got {number}")
-        if context < 2:
-            raise ValueError(f"context must be at least 2, got {context}")
+        at_least(1, **sizes, width=width, hidden=hidden, mixtures=mixtures)
+        at_least(2, context=context)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}")
         if termination_weight <= 0:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmrl.limits import at_least
 from wmrl.nn.bound import log_density
 from wmrl.nn.heads import masked_mean
 from wmrl.nn.latents import Kind, balance, floored, latents
@@ -122,11 +123,11 @@ class TSSM(nn.Module):
     ):
         super().__init__()
         sizes = {"blocks": blocks, "heads": heads, "feedforward": feedforward}
-        _at_least(1, **sizes, width=width, depth=depth, units=units, layers=layers)
-        _at_least(2, context=context, reach=reach)
+        at_least(1, **sizes, width=width, depth=depth, units=units, layers=layers)
+        at_least(2, context=context, reach=reach)
         self.scales = {"observation": observation_scale, "reward": reward_scale, "continue": continue_scale}
         self.scales |= {"dyn": dyn_scale, "rep": rep_scale}
-        _at_least(0, embedding=embedding, free_nats=free_nats, **{f"{k}_scale": v for k, v in self.scales.items()})
+        at_least(0, embedding=embedding, free_nats=free_nats, **{f"{k}_scale": v for k, v in self.scales.items()})
         self.space = latents(state, variables, classes, unimix=unimix, min_std=min_std)
         self.tokens = StepTokens(self.space.size, actions.size, width, layout=layout, blind=actions_only)
         reach, size = min(reach, context), self.space.size + self.tokens.width
@@ -292,9 +293,3 @@ class TSSM(nn.Module):
             return {"dyn": kl + entropy, "kl": kl, "entropy": entropy}
         dyn, rep = (floored(each, mask, self.free_nats, each=False) for each in (prior, posterior))
         return {"dyn": dyn, "rep": rep, "kl": kl, "entropy": entropy}
-
-
-def _at_least(least: int, **numbers: float) -> None:
-    for key, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{key} must be at least {least}, got {number}")

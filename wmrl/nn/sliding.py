@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmrl.limits import at_least
 from wmrl.nn.transformer import BASE, turned
 
 Positions = Literal["relative", "rotary"]
@@ -87,8 +88,7 @@ class SlidingTransformer(nn.Module):
             raise ValueError(f"heads must divide the width, got {heads} heads for a width of {width}")
         if positions == "rotary" and (width // heads) % 2:
             raise ValueError(f"rotary positions need an even width of a head, got {width // heads}")
-        if reach < 2:
-            raise ValueError(f"reach must be at least 2, got {reach}")
+        at_least(2, reach=reach)
         self.width, self.heads, self.reach, self.tokens, self.positions = width, heads, reach, tokens, positions
         self.scale, n = 1 / math.sqrt(width // heads), reach * tokens
         self.blocks, self.norm = nn.ModuleList(Block(width, feedforward) for _ in range(blocks)), nn.LayerNorm(width)

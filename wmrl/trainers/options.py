@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from wmrl.limits import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -55,12 +57,12 @@ class Options:
     dream_steps: int = 1000
 
     def __post_init__(self) -> None:
-        _at_least(4, population=self.population)
-        _at_least(1, samples=self.samples, generations=self.generations, dream_steps=self.dream_steps)
-        _at_least(1, validate_every=self.validate_every, validation_episodes=self.validation_episodes)
-        _at_least(1, steps=1 if self.steps is None else self.steps)
-        _at_least(0, abort=self.abort, halving=self.halving, keep_every=self.keep_every)
-        _at_least(0, real_every=0 if self.real_every is None else self.real_every)
+        at_least(4, population=self.population)
+        at_least(1, samples=self.samples, generations=self.generations, dream_steps=self.dream_steps)
+        at_least(1, validate_every=self.validate_every, validation_episodes=self.validation_episodes)
+        at_least(1, steps=1 if self.steps is None else self.steps)
+        at_least(0, abort=self.abort, halving=self.halving, keep_every=self.keep_every)
+        at_least(0, real_every=0 if self.real_every is None else self.real_every)
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be greater than 0 and finite, got {self.sigma}")
         if not 0 <= self.temperature < math.inf:
@@ -96,9 +98,3 @@ class Options:
         given |= {"dream_steps": self.dream_steps != 1000}
         given |= {"real_every": self.real_every is not None, "judge": self.judge != "dream"}
         return [name for name, asked in given.items() if asked and not self.asleep]
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
