@@ -14,7 +14,7 @@ from wmrl.trainers.actor_critic import ActorCritic
 from wmrl.trainers.imagine import imagine
 from wmrl.trainers.returns import lambda_return, step_weights
 from wmrl.trainers.reward import Reward
-from wmrl.trainers.value import value
+from wmrl.trainers.value import Value
 
 CPU, DISCOUNT, H = torch.device("cpu"), 0.9, 3
 SMALL = {"critic_layers": 1, "critic_units": 16, "discount": DISCOUNT}
@@ -103,7 +103,7 @@ def test_the_dynamics_gradient_is_that_of_finite_differences():
     world, starts = tabular.world_of(Line()), torch.tensor([[0.3], [-0.8]])
     controller = MLP((1,), Actions(1, False), layers=0, policy="normal").requires_grad_(False)
     controller.net[0].weight.zero_()
-    learner = value(horizon=H, lambda_=0.7, entropy=0.0, reduce="sum", critic_layers=1, critic_units=8).learner(
+    learner = Value(horizon=H, lambda_=0.7, entropy=0.0, reduce="sum", critic_layers=1, critic_units=8).learner(
         controller, (1,), CPU
     )
     bias, weight = controller.net[0].bias, torch.tensor([1.0, 0.5])
@@ -229,7 +229,7 @@ def test_hard_ends_round_the_chance_to_go_on():
     [
         ActorCritic(horizon=5, **BRISK),
         ActorCritic(horizon=5, gradient="mix", mix=0.5, critic="two-hot", normalize="percentile", **BRISK),
-        value(
+        Value(
             horizon=5,
             discount=DISCOUNT,
             actor_learning_rate=0.02,
@@ -251,7 +251,7 @@ def test_the_policy_of_the_chain_becomes_optimal(trainer):
         learner.update(world, starts, 1 - starts[:, 2], rng=rng(k))
     chances = controller.policy(torch.eye(3), ())[0].log_probs.exp()
     assert chances[:2, 1].min() > 0.9
-    if isinstance(trainer, ActorCritic) and trainer.discount == DISCOUNT:
+    if isinstance(trainer, ActorCritic | Value) and trainer.discount == DISCOUNT:
         wanted = tabular.values(table, chances.detach(), DISCOUNT)
         torch.testing.assert_close(learner.critic(torch.eye(3))[:2], wanted[:2], atol=0.1, rtol=0)
 

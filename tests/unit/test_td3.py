@@ -105,10 +105,10 @@ def test_the_targets_action_has_noise_that_is_clipped_and_stays_legal() -> None:
 def test_the_controller_waits_and_the_slow_copies_follow_when_it_moves() -> None:
     it = learner(delay=3, minibatches=4, slow_fraction=0.25)
     controller, slow = numbers(it.controller), numbers(it.slow_pool)
-    it.how.minibatches = 2
+    object.__setattr__(it.how, "minibatches", 2)  # fewer than is allowed, to look between two steps of the controller
     update(it)
     assert same(controller, numbers(it.controller)) and same(slow, numbers(it.slow_pool)) and it.steps == 2
-    it.how.minibatches = 1
+    object.__setattr__(it.how, "minibatches", 1)
     update(it, 1)
     assert not same(controller, numbers(it.controller))
     for pair, before in (((it.slow_pool, it.pool), slow), ((it.slow_controller, it.controller), controller)):

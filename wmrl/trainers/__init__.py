@@ -7,5 +7,5 @@ TRAINERS: dict[str, str] = {
     "ppo": "wmrl.trainers.ppo:PPO",
     "reward": "wmrl.trainers.reward:Reward",
     "td3": "wmrl.trainers.td3:TD3",
-    "value": "wmrl.trainers.value:value",
+    "value": "wmrl.trainers.value:Value",
 }

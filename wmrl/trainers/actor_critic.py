@@ -1,18 +1,18 @@
 """Actor and critic learn from dreams alone: the agent of Dreamer and its relatives."""
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from wmrl.limits import at_least, shares
 from wmrl.nn.mlp import Activation, Norm
 from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State
-from wmrl.trainers import dreaming
 from wmrl.trainers.critic import Critic, Kind, follow, slow_copy
 from wmrl.trainers.dreaming import Offline
-from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.imagine import Imagined, imagine
 from wmrl.trainers.learner import Parts, kept, put_back
 from wmrl.trainers.returns import lambda_return, percentiles, step_weights
@@ -22,13 +22,15 @@ RANGE_RATE = 0.01
 """How fast the percentiles of returns are followed. Source: DreamerV3."""
 
 
-class ActorCritic:
+@dataclass(frozen=True, kw_only=True)
+class ActorCritic(Offline):
     """Learn a policy and its values in dreams that begin at the states of replayed windows.
 
     The critic learns lambda-returns of the dreams, which a slow copy of it bootstraps. The actor follows REINFORCE with
     the slow critic as its baseline, or the gradient of the return through the world model, or both. States weigh by
     their discount and by the chance that the episode came so far; ends of episodes that terminated are no starts.
     Source: Hafner et al. 2021 (DreamerV2), whose discount weights are off by one; 2020 (Dreamer), 2023 (DreamerV3).
+    The other keywords are those of `Offline`.
 
     Args:
         horizon: Steps of a dream.
@@ -53,80 +55,45 @@ class ActorCritic:
         critic_clip: Longest gradient of the critic; 0 clips nothing.
         hard_ends: Whether chances to go on are rounded to 0 or 1, as the published MinAtar agent does.
         reduce: Whether losses are means over the horizon, or sums, as the published MinAtar agent's actor has them.
-        steps: Updates in all, as all that follows for `wmrl train-controller`; `wmrl iterate` has its own. A larger
-            number continues a finished training.
-        batch: Windows in a batch.
-        length: Steps of a window: batch x (length + 1) states are dreamt from.
-        validate_every: Updates between two validations.
-        validation_episodes: Fixed episodes, awake, on which the best weights are chosen; 0: none, the last are kept.
-        target_return: Mean validation return at which the training ends early.
 
     Raises:
         ValueError: if a number makes no sense.
     """
 
-    needs = "policy"
+    horizon: int = 15
+    discount: float = 0.99
+    lambda_: float = 0.95
+    gradient: Literal["reinforce", "dynamics", "mix"] = "reinforce"
+    mix: float = 0.1
+    entropy: float = 1e-3
+    normalize: Literal["none", "advantage", "percentile"] = "none"
+    critic: Kind = "gaussian"
+    critic_layers: int = 4
+    critic_units: int = 400
+    critic_activation: Activation = "elu"
+    critic_norm: Norm = "none"
+    slow_every: int = 100
+    slow_fraction: float = 1.0
+    actor_learning_rate: float = 4e-5
+    critic_learning_rate: float = 1e-4
+    actor_clip: float = 100.0
+    critic_clip: float = 100.0
+    hard_ends: bool = False
+    reduce: Literal["mean", "sum"] = "mean"
 
-    def __init__(
-        self,
-        *,
-        horizon: int = 15,
-        discount: float = 0.99,
-        lambda_: float = 0.95,
-        gradient: Literal["reinforce", "dynamics", "mix"] = "reinforce",
-        mix: float = 0.1,
-        entropy: float = 1e-3,
-        normalize: Literal["none", "advantage", "percentile"] = "none",
-        critic: Kind = "gaussian",
-        critic_layers: int = 4,
-        critic_units: int = 400,
-        critic_activation: Activation = "elu",
-        critic_norm: Norm = "none",
-        slow_every: int = 100,
-        slow_fraction: float = 1.0,
-        actor_learning_rate: float = 4e-5,
-        critic_learning_rate: float = 1e-4,
-        actor_clip: float = 100.0,
-        critic_clip: float = 100.0,
-        hard_ends: bool = False,
-        reduce: Literal["mean", "sum"] = "mean",
-        steps: int = Offline.steps,
-        batch: int = Offline.batch,
-        length: int = Offline.length,
-        validate_every: int = Offline.validate_every,
-        validation_episodes: int = Offline.validation_episodes,
-        target_return: float | None = None,
-    ) -> None:
-        if horizon < 1 or slow_every < 1:
-            raise ValueError(f"horizon and slow_every must be at least 1, got {horizon} and {slow_every}")
-        shares = {"discount": discount, "lambda_": lambda_, "mix": mix, "slow_fraction": slow_fraction}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {share}")
-        self.horizon, self.discount, self.lambda_ = horizon, discount, lambda_
-        self.gradient, self.entropy, self.normalize = gradient, entropy, normalize
-        self.mix = {"reinforce": 0.0, "dynamics": 1.0, "mix": mix}[gradient]
-        self.critic: dict[str, Any] = {"kind": critic, "layers": critic_layers, "units": critic_units}
-        self.critic |= {"activation": critic_activation, "norm": critic_norm}
-        self.slow_every, self.slow_fraction = slow_every, slow_fraction
-        self.learning_rates, self.clips = (actor_learning_rate, critic_learning_rate), (actor_clip, critic_clip)
-        self.hard_ends, self.reduce = hard_ends, reduce
-        self.offline = Offline(
-            steps=steps,
-            batch=batch,
-            length=length,
-            validate_every=validate_every,
-            validation_episodes=validation_episodes,
-            target_return=target_return,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, horizon=self.horizon, slow_every=self.slow_every)
+        shares(discount=self.discount, lambda_=self.lambda_, mix=self.mix, slow_fraction=self.slow_fraction)
+
+    @property
+    def through(self) -> float:
+        """The share of the gradient through the world model, in 0..1; the rest is REINFORCE's."""
+        return {"reinforce": 0.0, "dynamics": 1.0, "mix": self.mix}[self.gradient]
 
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
         """What takes the steps; see `wmrl.trainers.learner`."""
         return Learner(self, controller, shape, device)
-
-    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
-        """As `wmrl.protocols.Trainer`."""
-        return dreaming.train(self, self.offline, controller, grounds)
 
 
 class Learner:
@@ -141,10 +108,12 @@ class Learner:
 
     def __init__(self, how: ActorCritic, controller: Any, shape: tuple[int, ...], device: torch.device) -> None:
         self.how, self.controller = how, controller.requires_grad_(True)
-        self.critic = Critic(shape, **how.critic).to(device)
+        style: dict[str, Any] = {"layers": how.critic_layers, "units": how.critic_units}
+        style |= {"activation": how.critic_activation, "norm": how.critic_norm}
+        self.critic = Critic(shape, kind=how.critic, **style).to(device)
         self.slow = slow_copy(self.critic)
-        self.actor_step = Descent(controller.parameters(), how.learning_rates[0], how.clips[0])
-        self.critic_step = Descent(self.critic.parameters(), how.learning_rates[1], how.clips[1])
+        self.actor_step = Descent(controller.parameters(), how.actor_learning_rate, how.actor_clip)
+        self.critic_step = Descent(self.critic.parameters(), how.critic_learning_rate, how.critic_clip)
         self.range, self.updates = torch.zeros(2, device=device), 0
         networks = {"controller": controller, "critic": self.critic, "slow": self.slow}
         self.parts: Parts = {**networks, "actor_step": self.actor_step, "critic_step": self.critic_step}
@@ -152,7 +121,7 @@ class Learner:
     def update(self, world: WorldModel, starts: State, weight: Tensor, *, rng: torch.Generator) -> Metrics:
         """As `wmrl.trainers.learner.Learner`."""
         how = self.how
-        dream = imagine(world, self.controller, starts, how.horizon, rng=rng, through=how.mix > 0)
+        dream = imagine(world, self.controller, starts, how.horizon, rng=rng, through=how.through > 0)
         actor, critic, metrics = self.losses(dream, weight)
         norms = descend(actor + critic, self.actor_step, self.critic_step)
         self.updates += 1
@@ -163,7 +132,7 @@ class Learner:
     def losses(self, dream: Imagined, weight: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """The losses of actor and critic, and what to log; `weight` (N,) as in `update`."""
         how = self.how
-        with contextlib.nullcontext() if how.mix else torch.no_grad():
+        with contextlib.nullcontext() if how.through else torch.no_grad():
             cont = how.discount * (dream.cont.round() if how.hard_ends else dream.cont)
             values = self.slow(dream.views)  # (H + 1, N)
             returns = lambda_return(dream.reward, cont, values, how.lambda_)
@@ -171,10 +140,10 @@ class Learner:
         weights = step_weights(weight, cont.detach())
         gain, scale = self._scaled(target, target - base, weights)
         merit = how.entropy * dream.entropy
-        if how.mix < 1:
-            merit = merit + (1 - how.mix) * dream.log_prob * gain
-        if how.mix:
-            merit = merit + how.mix * returns / scale
+        if how.through < 1:
+            merit = merit + (1 - how.through) * dream.log_prob * gain
+        if how.through:
+            merit = merit + how.through * returns / scale
         output = self.critic.output(dream.views[:-1].detach())
         error = self.critic.loss(output, target)
         starts = weight.sum().clamp(min=1)

@@ -6,9 +6,10 @@ takes batch k, so that a training goes on from its saved state with the same bit
 
 import copy
 import time
+from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wmrl import interrupts
 from wmrl.errors import UserError
+from wmrl.limits import at_least
 from wmrl.precision import autocast
 from wmrl.seeding import generator, number
 from wmrl.spec import Batch, Metrics
@@ -30,15 +32,16 @@ SAVE_EVERY = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offline:
-    """How long, on what, and how often it is looked at; trainers have these as keywords of their own.
+class Offline(ABC):
+    """A trainer that learns in dreams: how long, on what, and how often it is looked at, are keywords of all of them.
 
     Args:
-        steps: Updates in all; a larger number continues a finished training.
+        steps: Updates in all; a larger number continues a finished training. What is from here to `target_return` is
+            for `wmrl train-controller`; `wmrl iterate` has its own.
         batch: Windows in a batch.
         length: Steps of a window: batch x (length + 1) states are dreamt from.
         validate_every: Updates between two validations.
-        validation_episodes: Fixed episodes, awake, on which the best weights are chosen; 0: never, the last are kept.
+        validation_episodes: Fixed episodes, awake, on which the best weights are chosen; 0: none, the last are kept.
         target_return: Mean validation return at which the training ends early.
 
     Raises:
@@ -52,44 +55,39 @@ class Offline:
     validation_episodes: int = 16
     target_return: float | None = None
 
+    needs = "policy"
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "length", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.validation_episodes < 0:
-            raise ValueError(f"validation_episodes must be at least 0, got {self.validation_episodes}")
+        at_least(1, steps=self.steps, batch=self.batch, length=self.length, validate_every=self.validate_every)
+        at_least(0, validation_episodes=self.validation_episodes)
 
-
-class Maker(Protocol):
-    """A trainer that learns in dreams."""
-
+    @abstractmethod
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> Learner:
-        """What takes its steps."""
+        """What takes the steps; see `wmrl.trainers.learner`."""
 
+    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
+        """Let the learner take its steps; then `controller` holds the weights that validated best.
 
-def train(trainer: Maker, offline: Offline, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
-    """Let the trainer's learner take its steps; then `controller` holds the weights that validated best.
+        Returns:
+            The validations, the best one, steps and seconds.
 
-    Returns:
-        The validations, the best one, steps and seconds.
-
-    Raises:
-        UserError: if a loss or a gradient is not finite.
-        ContractError: if the saved state is of other networks.
-        Stopped: if a signal asked to stop; the state is saved.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number(grounds.seed, "learner"))
-        learner = trainer.learner(controller, grounds.view, grounds.device)
-    loop = _Loop(learner, offline, controller, grounds)
-    loop.run()
-    controller.requires_grad_(False)
-    vector_to_parameters(loop.best.to(loop.weights()), controller.parameters())
-    return loop.facts()
+        Raises:
+            UserError: if a loss or a gradient is not finite.
+            ContractError: if the saved state is of other networks.
+            Stopped: if a signal asked to stop; the state is saved.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number(grounds.seed, "learner"))
+            learner = self.learner(controller, grounds.view, grounds.device)
+        loop = _Loop(learner, self, controller, grounds)
+        loop.run()
+        controller.requires_grad_(False)
+        vector_to_parameters(loop.best.to(loop.weights()), controller.parameters())
+        return loop.facts()
 
 
 class _Loop:
-    """The state of one call of `train`."""
+    """The state of one call of `Offline.train`."""
 
     def __init__(self, learner: Learner, how: Offline, controller: nn.Module, grounds: Grounds) -> None:
         self.learner, self.how, self.controller, self.grounds = learner, how, controller, grounds

@@ -1,31 +1,32 @@
 """PPO on dreams: steps that stay near the policy that dreamt."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from wmrl.limits import at_least, shares
 from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State, take
-from wmrl.trainers import dreaming
 from wmrl.trainers.critic import Critic
 from wmrl.trainers.dreaming import Offline
-from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.imagine import Imagined, imagine
 from wmrl.trainers.learner import Parts, kept, put_back
 from wmrl.trainers.returns import average, lambda_return, step_weights
 from wmrl.world import WorldModel
 
 
-class PPO:
+@dataclass(frozen=True, kw_only=True)
+class PPO(Offline):
     """Proximal policy optimisation on dreams that begin at the states of replayed windows.
 
     Actions are drawn, and no gradient goes through the world model. Advantages are lambda-returns less the critic's
     values, which is generalised advantage estimation; the reward of an end counts. States weigh by the chance that the
     episode came so far. Controller and critic share one Adam; epochs end, all of them, when the policy has moved too
-    far from the one that dreamt. Source: Schulman et al. 2017; on dreams mauicv/world-model-rl,
-    whose numbers these are.
+    far from the one that dreamt. Source: Schulman et al. 2017; on dreams mauicv/world-model-rl, whose numbers these
+    are. The other keywords are those of `Offline`.
 
     Args:
         horizon: Steps of a dream.
@@ -42,73 +43,37 @@ class PPO:
         critic_units: Units of each, tanh.
         learning_rate: Of Adam.
         clip: Longest gradient, of controller and critic together; 0 clips nothing.
-        steps: As in `actor-critic`, and so are all that follow.
-        batch: Windows in a batch.
-        length: Steps of a window.
-        validate_every: Updates between two validations.
-        validation_episodes: Fixed episodes, awake, on which the best weights are chosen.
-        target_return: Mean validation return at which the training ends early.
 
     Raises:
         ValueError: if a number makes no sense.
     """
 
-    needs = "policy"
+    horizon: int = 15
+    discount: float = 0.99
+    lambda_: float = 0.95
+    clip_ratio: float = 0.05
+    target_kl: float = 0.2
+    epochs: int = 3
+    minibatches: int = 16
+    normalize: bool = True
+    entropy: float = 1e-3
+    critic_scale: float = 1.0
+    critic_layers: int = 3
+    critic_units: int = 512
+    learning_rate: float = 1e-4
+    clip: float = 0.5
 
-    def __init__(
-        self,
-        *,
-        horizon: int = 15,
-        discount: float = 0.99,
-        lambda_: float = 0.95,
-        clip_ratio: float = 0.05,
-        target_kl: float = 0.2,
-        epochs: int = 3,
-        minibatches: int = 16,
-        normalize: bool = True,
-        entropy: float = 1e-3,
-        critic_scale: float = 1.0,
-        critic_layers: int = 3,
-        critic_units: int = 512,
-        learning_rate: float = 1e-4,
-        clip: float = 0.5,
-        steps: int = Offline.steps,
-        batch: int = Offline.batch,
-        length: int = Offline.length,
-        validate_every: int = Offline.validate_every,
-        validation_episodes: int = Offline.validation_episodes,
-        target_return: float | None = None,
-    ) -> None:
-        for name, count in {"horizon": horizon, "epochs": epochs, "minibatches": minibatches}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        for name, share in {"discount": discount, "lambda_": lambda_}.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {share}")
-        if clip_ratio <= 0 or target_kl < 0:
-            raise ValueError(f"clip_ratio must be above 0 and target_kl at least 0, got {clip_ratio} and {target_kl}")
-        self.horizon, self.discount, self.lambda_ = horizon, discount, lambda_
-        self.clip_ratio, self.target_kl, self.epochs, self.minibatches = clip_ratio, target_kl, epochs, minibatches
-        self.normalize, self.entropy, self.critic_scale = normalize, entropy, critic_scale
-        self.critic: dict[str, Any] = {"kind": "gaussian", "layers": critic_layers, "units": critic_units}
-        self.critic |= {"activation": "tanh", "norm": "none"}
-        self.learning_rate, self.clip = learning_rate, clip
-        self.offline = Offline(
-            steps=steps,
-            batch=batch,
-            length=length,
-            validate_every=validate_every,
-            validation_episodes=validation_episodes,
-            target_return=target_return,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, horizon=self.horizon, epochs=self.epochs, minibatches=self.minibatches)
+        at_least(0, target_kl=self.target_kl)
+        shares(discount=self.discount, lambda_=self.lambda_)
+        if self.clip_ratio <= 0:
+            raise ValueError(f"clip_ratio must be above 0, got {self.clip_ratio}")
 
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
         """What takes the steps; see `wmrl.trainers.learner`."""
         return Learner(self, controller, shape, device)
-
-    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
-        """As `wmrl.protocols.Trainer`."""
-        return dreaming.train(self, self.offline, controller, grounds)
 
 
 class Rows(NamedTuple):
@@ -134,7 +99,9 @@ class Learner:
 
     def __init__(self, how: PPO, controller: Any, shape: tuple[int, ...], device: torch.device) -> None:
         self.how, self.controller = how, controller.requires_grad_(True)
-        self.critic = Critic(shape, **how.critic).to(device)
+        self.critic = Critic(
+            shape, kind="gaussian", layers=how.critic_layers, units=how.critic_units, activation="tanh", norm="none"
+        ).to(device)
         both = [*controller.parameters(), *self.critic.parameters()]
         self.step = Descent(both, how.learning_rate, how.clip)
         self.parts: Parts = {"controller": controller, "critic": self.critic, "step": self.step}

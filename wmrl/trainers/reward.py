@@ -1,26 +1,27 @@
 """Dreamt reward, maximised through the world model: no critic."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from wmrl.limits import at_least, shares
 from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State
-from wmrl.trainers import dreaming
 from wmrl.trainers.dreaming import Offline
-from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.imagine import imagine
 from wmrl.trainers.learner import Parts, kept, put_back
 from wmrl.trainers.returns import step_weights
 from wmrl.world import WorldModel
 
 
-class Reward:
+@dataclass(frozen=True, kw_only=True)
+class Reward(Offline):
     """Follow the gradient of the reward that a dream of `horizon` steps collects, through the world model.
 
     What lies behind the horizon counts nothing. Source: the reward trainer of mauicv's RSSM and TSSM (after Hafner et
-    al. 2020); there, a likely end of the episode takes the reward of its own step and of no later one.
+    al. 2020); there, a likely end of the episode takes the reward of its own step and of no later one. The other
+    keywords are those of `Offline`.
 
     Args:
         horizon: Steps of a dream.
@@ -28,54 +29,25 @@ class Reward:
         entropy: Scale of the entropy bonus.
         learning_rate: Of Adam.
         clip: Longest gradient; 0 clips nothing.
-        steps: As in `actor-critic`, and so are all that follow.
-        batch: Windows in a batch.
-        length: Steps of a window.
-        validate_every: Updates between two validations.
-        validation_episodes: Fixed episodes, awake, on which the best weights are chosen.
-        target_return: Mean validation return at which the training ends early.
 
     Raises:
         ValueError: if a number makes no sense.
     """
 
-    needs = "policy"
+    horizon: int = 15
+    discount: float = 1.0
+    entropy: float = 1e-3
+    learning_rate: float = 8e-5
+    clip: float = 1.0
 
-    def __init__(
-        self,
-        *,
-        horizon: int = 15,
-        discount: float = 1.0,
-        entropy: float = 1e-3,
-        learning_rate: float = 8e-5,
-        clip: float = 1.0,
-        steps: int = Offline.steps,
-        batch: int = Offline.batch,
-        length: int = Offline.length,
-        validate_every: int = Offline.validate_every,
-        validation_episodes: int = Offline.validation_episodes,
-        target_return: float | None = None,
-    ) -> None:
-        if horizon < 1 or not 0 <= discount <= 1:
-            raise ValueError(f"need a horizon of at least 1 and a discount in 0..1, got {horizon} and {discount}")
-        self.horizon, self.discount, self.entropy = horizon, discount, entropy
-        self.learning_rate, self.clip = learning_rate, clip
-        self.offline = Offline(
-            steps=steps,
-            batch=batch,
-            length=length,
-            validate_every=validate_every,
-            validation_episodes=validation_episodes,
-            target_return=target_return,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, horizon=self.horizon)
+        shares(discount=self.discount)
 
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
         """What takes the steps; see `wmrl.trainers.learner`."""
         return Learner(self, controller)
-
-    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
-        """As `wmrl.protocols.Trainer`."""
-        return dreaming.train(self, self.offline, controller, grounds)
 
 
 class Learner:

@@ -1,25 +1,26 @@
 """TD3 on dreams: deterministic actions, a pool of critics, targets of a few dreamt steps."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wmrl.errors import ConfigError
+from wmrl.limits import at_least, shares
 from wmrl.nn.policies import Normal
 from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State, take
-from wmrl.trainers import dreaming
 from wmrl.trainers.critic import Critic, follow, slow_copy
 from wmrl.trainers.dreaming import Offline
-from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.imagine import Imagined, imagine
 from wmrl.trainers.learner import Parts, kept, put_back
 from wmrl.trainers.returns import average, step_weights
 from wmrl.world import WorldModel
 
 
-class TD3:
+@dataclass(frozen=True, kw_only=True)
+class TD3(Offline):
     """Twin delayed deterministic policy gradient on dreams that begin at the states of replayed windows.
 
     An update dreams once, with noise on the policy's modes, and draws minibatches from the dreamt transitions. All
@@ -28,7 +29,7 @@ class TD3:
     drawn at random, and all slow copies follow. No gradient goes through the world model. The controller's deviation is
     not trained: act by mode, or set it with `controller.init_std`. For continuous actions.
     Source: Fujimoto et al. 2018; the pool Chen et al. 2021 (REDQ); on dreams mauicv/world-model-rl, whose numbers these
-    are where it has one.
+    are where it has one. The other keywords are those of `Offline`.
 
     Args:
         horizon: Steps of a dream.
@@ -47,70 +48,35 @@ class TD3:
         actor_learning_rate: Of Adam.
         critic_learning_rate: Of Adam.
         clip: Longest gradient, of the controller and of the pool; 0 clips nothing.
-        steps: As in `actor-critic`, and so are all that follow.
-        batch: Windows in a batch.
-        length: Steps of a window.
-        validate_every: Updates between two validations.
-        validation_episodes: Fixed episodes, awake, on which the best weights are chosen.
-        target_return: Mean validation return at which the training ends early.
 
     Raises:
         ValueError: if a number makes no sense.
     """
 
-    needs = "policy"
+    horizon: int = 15
+    discount: float = 0.98
+    n_steps: int = 1
+    critics: int = 2
+    minibatches: int = 16
+    transitions: int = 256
+    exploration: float = 0.1
+    smoothing: float = 0.2
+    smoothing_clip: float = 0.5
+    delay: int = 2
+    slow_fraction: float = 5e-3
+    critic_layers: int = 3
+    critic_units: int = 512
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    clip: float = 1.0
 
-    def __init__(
-        self,
-        *,
-        horizon: int = 15,
-        discount: float = 0.98,
-        n_steps: int = 1,
-        critics: int = 2,
-        minibatches: int = 16,
-        transitions: int = 256,
-        exploration: float = 0.1,
-        smoothing: float = 0.2,
-        smoothing_clip: float = 0.5,
-        delay: int = 2,
-        slow_fraction: float = 5e-3,
-        critic_layers: int = 3,
-        critic_units: int = 512,
-        actor_learning_rate: float = 3e-4,
-        critic_learning_rate: float = 3e-4,
-        clip: float = 1.0,
-        steps: int = Offline.steps,
-        batch: int = Offline.batch,
-        length: int = Offline.length,
-        validate_every: int = Offline.validate_every,
-        validation_episodes: int = Offline.validation_episodes,
-        target_return: float | None = None,
-    ) -> None:
-        counts = {"horizon": (horizon, 1), "n_steps": (n_steps, 1), "critics": (critics, 2), "delay": (delay, 1)}
-        counts |= {"transitions": (transitions, 1), "minibatches": (minibatches, delay)}  # each update has both steps
-        for name, (count, least) in counts.items():
-            if count < least:
-                raise ValueError(f"{name} must be at least {least}, got {count}")
-        for name, share in {"discount": discount, "slow_fraction": slow_fraction}.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {share}")
-        noises = {"exploration": exploration, "smoothing": smoothing, "smoothing_clip": smoothing_clip}
-        for name, size in noises.items():
-            if size < 0:
-                raise ValueError(f"{name} must be at least 0, got {size}")
-        self.horizon, self.discount, self.n_steps, self.delay = horizon, discount, n_steps, delay
-        self.minibatches, self.transitions, self.exploration = minibatches, transitions, exploration
-        self.smoothing, self.smoothing_clip, self.slow_fraction = smoothing, smoothing_clip, slow_fraction
-        self.critics, self.sizes = critics, {"layers": critic_layers, "units": critic_units}
-        self.learning_rates, self.clip = (actor_learning_rate, critic_learning_rate), clip
-        self.offline = Offline(
-            steps=steps,
-            batch=batch,
-            length=length,
-            validate_every=validate_every,
-            validation_episodes=validation_episodes,
-            target_return=target_return,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, horizon=self.horizon, n_steps=self.n_steps, delay=self.delay, transitions=self.transitions)
+        at_least(2, critics=self.critics)
+        at_least(self.delay, minibatches=self.minibatches)  # each update has steps of both
+        shares(discount=self.discount, slow_fraction=self.slow_fraction)
+        at_least(0, exploration=self.exploration, smoothing=self.smoothing, smoothing_clip=self.smoothing_clip)
 
     def learner(self, controller: Any, shape: tuple[int, ...], device: torch.device) -> "Learner":
         """What takes the steps; see `wmrl.trainers.learner`.
@@ -124,10 +90,6 @@ class TD3:
                 "ones; take 'ppo' or 'actor-critic'"
             )
         return Learner(self, controller, shape, device)
-
-    def train(self, controller: nn.Module, grounds: Grounds) -> dict[str, Any]:
-        """As `wmrl.protocols.Trainer`."""
-        return dreaming.train(self, self.offline, controller, grounds)
 
 
 class Rows(NamedTuple):
@@ -154,10 +116,10 @@ class Learner:
     def __init__(self, how: TD3, controller: Any, shape: tuple[int, ...], device: torch.device) -> None:
         self.how, self.controller = how, controller.requires_grad_(True)
         inputs = (*shape[:-1], shape[-1] + controller.actions.size)
-        self.pool: Any = nn.ModuleList(_critic(inputs, how.sizes) for _ in range(how.critics)).to(device)
+        self.pool: Any = nn.ModuleList(_critic(inputs, how) for _ in range(how.critics)).to(device)
         self.slow_controller, self.slow_pool = slow_copy(controller), slow_copy(self.pool)
-        self.actor_step = Descent(controller.parameters(), how.learning_rates[0], how.clip)
-        self.critic_step = Descent(self.pool.parameters(), how.learning_rates[1], how.clip)
+        self.actor_step = Descent(controller.parameters(), how.actor_learning_rate, how.clip)
+        self.critic_step = Descent(self.pool.parameters(), how.critic_learning_rate, how.clip)
         self.steps = 0
         networks = {"controller": controller, "slow_controller": self.slow_controller}
         networks |= {"pool": self.pool, "slow_pool": self.slow_pool}
@@ -283,9 +245,11 @@ def _mode(controller: Any, view: Tensor) -> Tensor:
     return mode
 
 
-def _critic(shape: tuple[int, ...], sizes: dict[str, Any]) -> Critic:
+def _critic(shape: tuple[int, ...], how: TD3) -> Critic:
     """A critic that begins near zero, so that its first errors do not push the controller into a corner."""
-    critic = Critic(shape, kind="gaussian", activation="mish", norm="layer", **sizes)
+    critic = Critic(
+        shape, kind="gaussian", layers=how.critic_layers, units=how.critic_units, activation="mish", norm="layer"
+    )
     last: Any = critic.net[-1]
     nn.init.uniform_(last.weight, -3e-3, 3e-3)
     nn.init.uniform_(last.bias, -3e-4, 3e-4)
