@@ -114,20 +114,10 @@ $(logdir)/videos/episode.mp4: $(logdir)/test.h5 | $(VENV)
 .PRECIOUS: $(foreach n,vae.h5 dynamics.h5 controller.h5 test.h5 videos/episode.mp4,$(logdir)/$(n))
 endef
 
-# iterate|...: the same fields; one command makes all of it, and iterate.h5 is there when all iterations are
+# iterate|... and online|...: the same fields; one command makes all of it, and iterate.h5 is there when all iterations
+# are. Online, no dataset has to be there before.
 define ITERATE_RULES
-$(logdir)/iterate.h5: $(toml) $(call field,$(1),7) | $(complete) $(VENV)
-	$(call stage,$(1),iterate)
-	@touch -c $$@ || true
-$(logdir)/videos/episode.mp4: $(logdir)/iterate.h5 | $(VENV)
-	$(call stage,$(1),render) --out $$@
-	@touch -c $$@ || true
-.PRECIOUS: $(foreach n,iterate.h5 videos/episode.mp4,$(logdir)/$(n))
-endef
-
-# online|...: the same fields; no dataset has to be there before
-define ONLINE_RULES
-$(logdir)/iterate.h5: $(toml) $(call field,$(1),7) | $(VENV)
+$(logdir)/iterate.h5: $(toml) $(call field,$(1),7) | $(if $(filter iterate|%,$(1)),$(complete)) $(VENV)
 	$(call stage,$(1),iterate)
 	@touch -c $$@ || true
 $(logdir)/videos/episode.mp4: $(logdir)/iterate.h5 | $(VENV)
@@ -144,8 +134,7 @@ endef
 
 $(foreach w,$(call of_kind,data),$(eval $(call DATA_RULE,$(w))))
 $(foreach w,$(call of_kind,run),$(eval $(call RUN_RULES,$(w))))
-$(foreach w,$(call of_kind,iterate),$(eval $(call ITERATE_RULES,$(w))))
-$(foreach w,$(call of_kind,online),$(eval $(call ONLINE_RULES,$(w))))
+$(foreach w,$(call of_kind,iterate) $(call of_kind,online),$(eval $(call ITERATE_RULES,$(w))))
 $(foreach w,$(call of_kind,goal),$(eval $(call GOAL_RULE,$(w))))
 
 endif
