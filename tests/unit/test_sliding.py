@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wmrl.nn.sliding import Past, SlidingTransformer, skewed
+from wmrl.nn.transformer import Sizes
 from wmrl.spec import tree_map, where
 
 D, HEADS = 8, 2
@@ -17,8 +18,8 @@ steps_of = pytest.mark.parametrize("tokens", [1, 3])
 def trunk(positions: str = "relative", tokens: int = 3, reach: int = 4) -> SlidingTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = {"blocks": 2, "heads": HEADS, "feedforward": 12}
-        return SlidingTransformer(D, **sizes, reach=reach, tokens=tokens, positions=positions)
+        sizes = Sizes(width=D, blocks=2, heads=HEADS, feedforward=12)
+        return SlidingTransformer(sizes, reach=reach, tokens=tokens, positions=positions)
 
 
 def inputs(b: int, t: int, tokens: int = 3) -> Tensor:
@@ -162,16 +163,17 @@ def test_gradients_reach_the_steps_in_sight_in_both_forms(positions):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("heads", "more", "words"),
     [
-        ({"heads": 3}, "heads must divide the width, got 3 heads for a width of 8"),
-        ({"positions": "rotary", "heads": 8}, "even width of a head, got 1"),
-        ({"reach": 1}, "reach must be at least 2, got 1"),
+        (3, {}, "heads must divide the width, got 3 heads for a width of 8"),
+        (0, {}, "heads must be at least 1, got 0"),
+        (8, {"positions": "rotary"}, "even width of a head, got 1"),
+        (2, {"reach": 1}, "reach must be at least 2, got 1"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(more, words):
+def test_sizes_that_make_no_sense_are_refused(heads, more, words):
     with pytest.raises(ValueError, match=words):
-        SlidingTransformer(D, **{"blocks": 1, "heads": 2, "feedforward": 4, "reach": 4, **more})
+        SlidingTransformer(Sizes(width=D, blocks=1, heads=heads, feedforward=4), **{"reach": 4, **more})
 
 
 def test_each_token_has_a_place_of_its_own():

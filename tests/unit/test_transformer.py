@@ -13,7 +13,7 @@ from wmrl.dynamics.transformer_de import TransformerDE
 from wmrl.errors import ContractError
 from wmrl.nn.autoregressive import AutoregressiveHead
 from wmrl.nn.dropout import Drop
-from wmrl.nn.transformer import CausalTransformer, Memory
+from wmrl.nn.transformer import CausalTransformer, Memory, Sizes
 from wmrl.spec import Actions, Batch, Space, tree_map, where
 
 L, D = 6, 8
@@ -23,9 +23,8 @@ each = pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "recurrent"
 def trunk(positions: str = "sinusoidal", *, dropout: float = 0.0, context: int = L) -> CausalTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = CausalTransformer(
-            D, blocks=2, heads=2, feedforward=12, context=context, dropout=dropout, positions=positions
-        )
+        sizes = Sizes(width=D, blocks=2, heads=2, feedforward=12)
+        made = CausalTransformer(sizes, context=context, dropout=dropout, positions=positions)
     return made.eval()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wmrl.errors import ContractError
 from wmrl.limits import at_least
 from wmrl.nn.heads import MixtureHead, OutcomeHead, masked_mean
-from wmrl.nn.transformer import CausalTransformer, Memory, Positions
+from wmrl.nn.transformer import CausalTransformer, Memory, Positions, Sizes
 from wmrl.spec import Actions, Batch, Loss, Space, Step
 
 Features = Literal["zh", "published", "z"]
@@ -77,8 +77,8 @@ class TransformerDE(nn.Module):
         if latent.vocab is not None or len(latent.shape) != 1:
             what = "tokens" if latent.vocab is not None else f"an array of shape {latent.shape}"
             raise ContractError(f"a transformer over time needs a vector of floats as latent, and was given {what}")
-        sizes = {"blocks": blocks, "heads": heads, "feedforward": feedforward}
-        at_least(1, **sizes, width=width, hidden=hidden, mixtures=mixtures)
+        sizes = Sizes(width=width, blocks=blocks, heads=heads, feedforward=feedforward)
+        at_least(1, hidden=hidden, mixtures=mixtures)
         at_least(2, context=context)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}")
@@ -87,7 +87,7 @@ class TransformerDE(nn.Module):
         (self.size,), self.shown, self.termination_weight = latent.shape, features, termination_weight
         self.feature_shape = (self.size + {"zh": width, "published": hidden, "z": 0}[features],)
         self.embed = nn.Linear(actions.size + self.size, width)
-        self.trunk = CausalTransformer(width, **sizes, context=context, dropout=dropout, positions=positions)
+        self.trunk = CausalTransformer(sizes, context=context, dropout=dropout, positions=positions)
         self.hidden, self.outcome = nn.Linear(width, hidden), OutcomeHead(hidden)
         self.next: nn.Module = MixtureHead(hidden, self.size, mixtures, joint=mixture == "joint")
 

@@ -16,6 +16,7 @@ from wmrl.nn.observation import Decoder, Encoder, Likelihood
 from wmrl.nn.outcomes import ContinueHead, RewardHead, RewardKind
 from wmrl.nn.sliding import Past, Positions, SlidingTransformer
 from wmrl.nn.steps import Layout, StepTokens, ages, arrived
+from wmrl.nn.transformer import Sizes
 from wmrl.spec import Actions, Batch, Loss, Metrics, Space, Step, where
 
 Kept = list[tuple[Tensor, Tensor]]
@@ -122,8 +123,7 @@ class TSSM(nn.Module):
         continue_scale: float = 1.0,
     ):
         super().__init__()
-        sizes = {"blocks": blocks, "heads": heads, "feedforward": feedforward}
-        at_least(1, **sizes, width=width, depth=depth, units=units, layers=layers)
+        at_least(1, width=width, depth=depth, units=units, layers=layers)
         at_least(2, context=context, reach=reach)
         self.scales = {"observation": observation_scale, "reward": reward_scale, "continue": continue_scale}
         self.scales |= {"dyn": dyn_scale, "rep": rep_scale}
@@ -131,9 +131,8 @@ class TSSM(nn.Module):
         self.space = latents(state, variables, classes, unimix=unimix, min_std=min_std)
         self.tokens = StepTokens(self.space.size, actions.size, width, layout=layout, blind=actions_only)
         reach, size = min(reach, context), self.space.size + self.tokens.width
-        self.trunk = SlidingTransformer(
-            self.tokens.width, **sizes, reach=reach, tokens=self.tokens.tokens, positions=positions
-        )
+        sizes = Sizes(width=self.tokens.width, blocks=blocks, heads=heads, feedforward=feedforward)
+        self.trunk = SlidingTransformer(sizes, reach=reach, tokens=self.tokens.tokens, positions=positions)
         mlps: dict[str, Any] = {"units": units, "layers": layers, "activation": activation, "norm": norm}
         self.encoder = Encoder(latent, depth=depth, embedding=embedding, squash=observation == "symlog", **mlps)
         self.decoder = Decoder(self.space.size, latent, likelihood=observation, depth=depth, **mlps)

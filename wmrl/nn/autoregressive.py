@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wmrl.nn.heads import MixtureHead
-from wmrl.nn.transformer import CausalTransformer
+from wmrl.nn.transformer import CausalTransformer, Sizes
 
 
 class AutoregressiveHead(nn.Module):
@@ -41,9 +41,8 @@ class AutoregressiveHead(nn.Module):
         self.size = size
         self.before, self.given = nn.Linear(1, width, bias=False), nn.Linear(inputs, width)
         self.place = nn.Parameter(torch.randn(size, width) / width**0.5)
-        self.trunk = CausalTransformer(
-            width, blocks=blocks, heads=heads, feedforward=feedforward, context=size, positions="recurrent"
-        )
+        sizes = Sizes(width=width, blocks=blocks, heads=heads, feedforward=feedforward)
+        self.trunk = CausalTransformer(sizes, context=size, positions="recurrent")
         self.factor = MixtureHead(width, 1, mixtures)
 
     def forward(self, h: Tensor) -> "Autoregressive":

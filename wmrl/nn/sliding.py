@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.limits import at_least
-from wmrl.nn.transformer import BASE, turned
+from wmrl.nn.transformer import BASE, Sizes, turned
 
 Positions = Literal["relative", "rotary"]
 
@@ -54,10 +54,7 @@ class SlidingTransformer(nn.Module):
     """Blocks of causal self-attention that look back over `reach` steps of `tokens` tokens each, and a norm at the end.
 
     Args:
-        width: Size d of a token.
-        blocks: Number of blocks.
-        heads: Attention heads; they share the width.
-        feedforward: Units of the feed-forward layers.
+        sizes: Of tokens and blocks.
         reach: Steps M that a token sees, its own included.
         tokens: Tokens K in a step.
         positions: "relative", a vector for each distance and head that queries are multiplied with, scaled as keys are
@@ -74,32 +71,26 @@ class SlidingTransformer(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        sizes: Sizes,
         *,
-        blocks: int,
-        heads: int,
-        feedforward: int,
         reach: int,
         tokens: int = 1,
         positions: Positions = "relative",
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"heads must divide the width, got {heads} heads for a width of {width}")
-        if positions == "rotary" and (width // heads) % 2:
-            raise ValueError(f"rotary positions need an even width of a head, got {width // heads}")
+        sizes.check(positions)
         at_least(2, reach=reach)
-        self.width, self.heads, self.reach, self.tokens, self.positions = width, heads, reach, tokens, positions
-        self.scale, n = 1 / math.sqrt(width // heads), reach * tokens
-        self.blocks, self.norm = nn.ModuleList(Block(width, feedforward) for _ in range(blocks)), nn.LayerNorm(width)
+        self.width, self.heads, self.reach, self.tokens = sizes.width, sizes.heads, reach, tokens
+        self.positions, self.scale, n = positions, 1 / math.sqrt(sizes.head), reach * tokens
+        self.blocks = nn.ModuleList(Block(sizes.width, sizes.feedforward) for _ in range(sizes.blocks))
+        self.norm = nn.LayerNorm(sizes.width)
         if positions == "relative":  # (heads, distances, d / heads) for each block
-            tables = (torch.randn(heads, n, width // heads) / math.sqrt(width) for _ in range(blocks))
+            tables = (torch.randn(sizes.heads, n, sizes.head) / math.sqrt(sizes.width) for _ in self.blocks)
             self.distances = nn.ParameterList(tables)
-        rates = BASE ** (-torch.arange(0, width // heads, 2, dtype=torch.float64) / (width // heads))
-        parts = torch.eye(heads).repeat_interleave(width // heads, 1)
+        rates = BASE ** (-torch.arange(0, sizes.head, 2, dtype=torch.float64) / sizes.head)
         age = torch.arange(reach).flip(0).repeat_interleave(tokens)
         later = torch.ones(tokens, n, dtype=torch.bool).triu(n - tokens + 1)
-        for name, buffer in {"rates": rates, "parts": parts, "age": age, "later": later}.items():
+        for name, buffer in {"rates": rates, "parts": sizes.parts(), "age": age, "later": later}.items():
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, x: Tensor, at: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -8,17 +8,62 @@ step does not grow with the episode.
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmrl.limits import at_least
 from wmrl.nn.dropout import Drop
 from wmrl.spec import tree_map
 
 Positions = Literal["sinusoidal", "rotary", "recurrent"]
 BASE = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Those of a transformer.
+
+    Args:
+        width: Size d of a token.
+        blocks: Number of blocks.
+        heads: Attention heads; they share the width.
+        feedforward: Units of the feed-forward layers.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+
+    width: int
+    blocks: int
+    heads: int
+    feedforward: int
+
+    def __post_init__(self) -> None:
+        at_least(1, **asdict(self))
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide the width, got {self.heads} heads for a width of {self.width}")
+
+    @property
+    def head(self) -> int:
+        """Size of a head, d / heads."""
+        return self.width // self.heads
+
+    def check(self, positions: str) -> None:
+        """Whether heads can have such positions.
+
+        Raises:
+            ValueError: if rotary ones cannot turn them.
+        """
+        if positions == "rotary" and self.head % 2:
+            raise ValueError(f"rotary positions need an even width of a head, got {self.head}")
+
+    def parts(self) -> Tensor:
+        """Which numbers of a token are whose: (heads, d), 1 or 0."""
+        return torch.eye(self.heads).repeat_interleave(self.head, 1)
 
 
 class Memory(NamedTuple):
@@ -55,10 +100,7 @@ class CausalTransformer(nn.Module):
     """Blocks of causal self-attention; token t sees tokens 0 to t.
 
     Args:
-        width: Size d of a token.
-        blocks: Number of blocks.
-        heads: Attention heads; they share the width.
-        feedforward: Units of the feed-forward layers.
+        sizes: Of tokens and blocks.
         dropout: On positions, attention weights, residual branches and inside the feed-forward layers; only where
             `forward` is given a generator in training mode, so never step by step.
         context: Length L of the window.
@@ -76,29 +118,22 @@ class CausalTransformer(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        sizes: Sizes,
         *,
-        blocks: int,
-        heads: int,
-        feedforward: int,
         context: int,
         dropout: float = 0.0,
         positions: Positions = "sinusoidal",
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"heads must divide the width, got {heads} heads for a width of {width}")
-        if positions == "rotary" and (width // heads) % 2:
-            raise ValueError(f"rotary positions need an even width of a head, got {width // heads}")
-        self.width, self.heads, self.context, self.positions = width, heads, context, positions
+        sizes.check(positions)
+        self.width, self.heads, self.context, self.positions = sizes.width, sizes.heads, context, positions
         self.keep, self.dropout = max(1, context // 2), dropout
-        self.blocks = nn.ModuleList(Block(width, feedforward) for _ in range(blocks))
-        self.register_buffer("table", _table(positions, context, width // heads, width), persistent=False)
-        parts = torch.eye(heads).repeat_interleave(width // heads, 1)
-        self.register_buffer("parts", parts, persistent=False)  # (heads, d) which numbers are whose
-        self.register_buffer("asks", parts / math.sqrt(width // heads), persistent=False)  # for queries
+        self.blocks = nn.ModuleList(Block(sizes.width, sizes.feedforward) for _ in range(sizes.blocks))
+        self.register_buffer("table", _table(positions, context, sizes.head, sizes.width), persistent=False)
+        self.register_buffer("parts", sizes.parts(), persistent=False)
+        self.register_buffer("asks", sizes.parts() / math.sqrt(sizes.head), persistent=False)  # for queries
         if positions == "recurrent":
-            self.gru = nn.GRU(width, width, batch_first=True)
+            self.gru = nn.GRU(sizes.width, sizes.width, batch_first=True)
 
     def forward(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Windows (B, T, d) with T at most L -> (B, T, d)."""
