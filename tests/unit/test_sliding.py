@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import stepwise
 import torch
 from torch import Tensor
 
@@ -125,17 +126,7 @@ def test_pasts_of_a_window_are_those_that_steps_lead_to(positions):
 
 @each
 def test_rows_of_other_lengths_do_not_disturb_each_other(positions):
-    model, x = trunk(positions), inputs(4, 30)
-    begins = torch.rand(30, 4, generator=torch.Generator().manual_seed(3)) < 0.15
-    together = model.empty(x)
-    alone = [model.empty(x[:1]) for _ in range(4)]
-    for t in range(30):
-        together = Past(*where(begins[t], tuple(model.empty(x)), tuple(together)))
-        y, together = model.step(together, x[:, t])
-        for row in range(4):
-            past = model.empty(x[:1]) if begins[t, row] else alone[row]
-            single, alone[row] = model.step(past, x[row : row + 1, t])
-            torch.testing.assert_close(y[row], single[0], atol=1e-5, rtol=1e-5)
+    stepwise.rows_are_apart(trunk(positions), inputs(4, 30))
 
 
 def test_the_past_does_not_grow_and_a_step_leaves_it_as_it_was():

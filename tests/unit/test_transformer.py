@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import stepwise
 import torch
 from torch import nn
 
@@ -13,8 +14,8 @@ from wmrl.dynamics.transformer_de import TransformerDE
 from wmrl.errors import ContractError
 from wmrl.nn.autoregressive import AutoregressiveHead
 from wmrl.nn.dropout import Drop
-from wmrl.nn.transformer import CausalTransformer, Memory, Sizes
-from wmrl.spec import Actions, Batch, Space, tree_map, where
+from wmrl.nn.transformer import CausalTransformer, Sizes
+from wmrl.spec import Actions, Batch, Space, tree_map
 
 L, D = 6, 8
 each = pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "recurrent"])
@@ -199,17 +200,7 @@ def test_step_by_step_it_is_the_whole_pass_over_the_tokens_kept(positions, conte
 @each
 def test_rows_of_other_lengths_do_not_disturb_each_other(positions):
     """Rows begin anew at other times, and fill their windows at other times."""
-    model, x, rng = trunk(positions), tokens(4, 5 * L), seeded(3)
-    begins = torch.rand(5 * L, 4, generator=rng) < 0.15
-    together = model.empty(x)
-    alone = [model.empty(x[:1]) for _ in range(4)]
-    for t in range(5 * L):
-        together = Memory(*where(begins[t], tuple(model.empty(x)), tuple(together)))
-        y, together = model.step(together, x[:, t])
-        for row in range(4):
-            memory = model.empty(x[:1]) if begins[t, row] else alone[row]
-            single, alone[row] = model.step(memory, x[row : row + 1, t])
-            torch.testing.assert_close(y[row], single[0], atol=1e-5, rtol=1e-5)
+    stepwise.rows_are_apart(trunk(positions), tokens(4, 5 * L))
 
 
 @each
