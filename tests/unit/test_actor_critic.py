@@ -269,3 +269,9 @@ def test_losses_are_float32_under_autocast_and_the_update_is_nearly_the_same():
         assert all(x.dtype == torch.float32 for x in metrics[-1].values())
         after.append(metrics[-1]["losses/critic"])
     torch.testing.assert_close(*after, atol=0.05, rtol=0.05)
+
+
+def test_value_is_an_actor_critic_that_follows_the_dynamics_and_hands_its_keywords_on():
+    how = Value(clip=3.0, batch=7, critic_layers=2).same()
+    assert (how.gradient, how.slow_every, how.critic_activation) == ("dynamics", 1, "relu")
+    assert (how.actor_clip, how.critic_clip, how.batch, how.critic_layers) == (3.0, 3.0, 7, 2)

@@ -9,9 +9,11 @@ import tabular
 import torch
 from torch import nn
 
+from wmrl import config
 from wmrl.controllers.mlp import MLP
-from wmrl.errors import ContractError, UserError
+from wmrl.errors import ConfigError, ContractError, UserError
 from wmrl.spec import Batch
+from wmrl.trainers import TRAINERS
 from wmrl.trainers.actor_critic import ActorCritic
 from wmrl.trainers.grounds import Grounds
 from wmrl.trainers.learner import starts_of
@@ -211,3 +213,11 @@ def test_dreams_begin_at_real_states_that_are_no_ends():
     assert weight.view(4, 5).tolist() == wanted
     batch.first = None
     assert starts_of(batch, (states,))[1].view(4, 5)[0].tolist() == wanted[0]
+
+
+@pytest.mark.parametrize("kind", ["actor-critic", "ppo", "reward", "td3", "value"])
+def test_numbers_that_make_no_sense_are_refused_by_every_trainer(kind):
+    counts = dict.fromkeys(("steps", "batch", "length", "validate_every", "horizon"), 0)
+    for key, wrong in {**counts, "validation_episodes": -1, "discount": 1.5}.items():
+        with pytest.raises(ConfigError, match=f"trainer: {key} must be .*, got {wrong}"):
+            config.build(TRAINERS, {"kind": kind, key: wrong}, "trainer")
