@@ -22,7 +22,7 @@ def test_a_controller_without_a_policy_is_refused_by_name(kind):
 @pytest.mark.parametrize(
     ("kind", "key", "value", "words"),
     [
-        ("actor-critic", "horizon", 0, "horizon and slow_every must be at least 1"),
+        ("actor-critic", "horizon", 0, "horizon must be at least 1, got 0"),
         ("value", "discount", 1.5, "discount must be in 0..1, got 1.5"),
         ("reward", "steps", 0, "steps must be at least 1, got 0"),
     ],
