@@ -34,9 +34,10 @@ SEED_RULE = "episode i: 2^31 + number('test', environment id, i)"
 SHORT = {
     "CarRacing-v3": "carracing",
     "TakeCover-v1": "takecover",
+    "MiniGrid-Empty-Random-5x5-v0": "minigrid-empty-random-5x5",
     **{env_id: env_id.lower().removesuffix("-v1").replace("/", "-") for env_id in MINATAR},
 }  # names in use; others are made from the environment's id
-PLAYED = ("gymnasium", "box2d", "envpool")
+PLAYED = ("gymnasium", "box2d", "envpool", "minigrid")
 """Packages that play the games other than MinAtar's."""
 RULES = ("action_repeat", "sticky", "ramping")
 """What changes a game, as `protocol` and the table of an environment name it."""
@@ -177,12 +178,12 @@ def named(name: str) -> Protocol:
         ConfigError: if there is none of that name.
     """
     known = {short: env_id for env_id, short in SHORT.items()}
-    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-skip(\d+))?(?:-(envpool))?(-sampled)?", name)
+    found = re.fullmatch(r"(.+?)-(\d+)(?:-max(\d+))?(?:-skip(\d+))?(?:-repeat(\d+))?(?:-(envpool))?(-sampled)?", name)
     if found is None or found[1] not in known:
         raise ConfigError(f"there is no protocol {name!r}; a name is like {sorted(known)[0]}-100")
     cap, skip = (int(digits) if digits else None for digits in (found[3], found[4]))
-    how: dict[str, Any] = {"max_steps": cap, "frame_skip": skip, "backend": found[5], "sample": found[6] is not None}
-    return protocol(known[found[1]], episodes=int(found[2]), **how)
+    how: dict[str, Any] = {"max_steps": cap, "frame_skip": skip, "backend": found[6], "sample": found[7] is not None}
+    return protocol(known[found[1]], episodes=int(found[2]), action_repeat=int(found[5] or 1), **how)
 
 
 def random_score(of: Protocol) -> Score | None:

@@ -55,6 +55,7 @@ def test_fewer_episodes_are_the_first_ones_under_another_name_and_hash():
         ({"max_steps": 200}, "carracing-100-max200"),
         ({"backend": "envpool"}, "carracing-100-envpool"),
         ({"max_steps": 200, "backend": "envpool"}, "carracing-100-max200-envpool"),
+        ({"max_steps": 200, "action_repeat": 4}, "carracing-100-max200-repeat4"),
     ],
 )
 def test_other_conditions_have_another_name_hash_and_family(change, name):
