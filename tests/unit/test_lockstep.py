@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened():
     kept, states = lockstep.state(), player.state()
     again, other, _ = make()
     again.replay = notes
-    obs = again.restore(kept)
+    obs = again.restore(kept, notes.playing)
     other.restore(states, obs)
     for (obs_a, action_a), (obs_b, action_b) in zip(whole[7:], played(5, again, other, obs), strict=True):
         np.testing.assert_array_equal(obs_a, obs_b)

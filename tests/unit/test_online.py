@@ -13,7 +13,7 @@ from wmrl import agreement, artifact, envs, pipeline, status
 from wmrl.data import shards
 from wmrl.data.episodes import Episodes
 from wmrl.data.replay import Replay
-from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.errors import ArtifactError, ConfigError, ContractError, UserError
 from wmrl.log import Log
 from wmrl.online import Online
 from wmrl.run import Run
@@ -147,6 +147,25 @@ def test_what_a_kill_took_since_the_last_save_is_done_again(whole, tmp_path, mon
     for name in ("dynamics", "controller"):
         assert artifact.read(tmp_path / f"{name}.h5", name).hash == artifact.read(whole / f"{name}.h5", name).hash
     assert Episodes(tmp_path / "rollouts").seeds.tolist() == Episodes(whole / "rollouts").seeds.tolist()
+
+
+def test_games_that_do_not_come_back_cost_no_shard(tmp_path, monkeypatch):
+    monkeypatch.setitem(Replay.__init__.__kwdefaults__, "shard", 8000)
+    step = Lockstep.step
+
+    def counted(self, action):
+        if self.finished.lengths and sum(1 for _ in (tmp_path / "rollouts").glob("shard-*.h5")) > 1:
+            raise Killed  # later shards are there than the state that was saved knows
+        return step(self, action)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Lockstep, "step", counted)
+        run(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "rollouts").glob("shard-*.h5")}
+    monkeypatch.setattr(np, "array_equal", lambda one, other: False)
+    with pytest.raises(UserError, match="does not come back to where it was"):
+        run(tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "rollouts").glob("shard-*.h5")} == before
 
 
 def test_more_steps_go_on(whole, tmp_path):

@@ -54,6 +54,11 @@ class Outcome(Protocol):
         """(k,) bool."""
 
 
+def playing_in(tree: Mapping[str, Any]) -> dict[int, Episode]:
+    """The episodes in progress by slot, of what `Replay.state` gave."""
+    return dict(zip(tree["slots"].tolist(), unpack(tree["playing"]), strict=True))
+
+
 class Replay:
     """A source of windows that grows; a context manager, which holds the folder for this process.
 
@@ -211,8 +216,7 @@ class Replay:
                 self._finished.keep(episode)
                 if number in borders:
                     self._finished.cut()
-            for slot, episode in zip(tree["slots"].tolist(), unpack(tree["playing"]), strict=True):
-                self._playing[slot] = Track(episode)
+            self._playing = {slot: Track(episode) for slot, episode in playing_in(tree).items()}
             self._live = sum(self._finished.lengths) + sum(track.steps for track in self._playing.values())
             self._oldest = 0
             self._forget()

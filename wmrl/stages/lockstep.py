@@ -1,6 +1,6 @@
 """Environments in lockstep whose episodes follow each other, and the agent that acts in them with open eyes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmrl.data.shards import Episode
 from wmrl.errors import UserError
 from wmrl.rollout import check_finite, look, noisy
 from wmrl.spec import State, leaves, rebuilt, where
@@ -121,7 +122,7 @@ class Lockstep:
         return obs, over
 
     def state(self) -> dict[str, Any]:
-        """What `restore` goes on from; the replay is apart, and knows the actions of the episodes in progress."""
+        """What `restore` goes on from, beside the episodes in progress, which the replay keeps."""
         return {
             "begun": self.begun,
             "returns": self.returns,
@@ -129,12 +130,23 @@ class Lockstep:
             "finished": {"returns": self.finished.returns, "lengths": self.finished.lengths},
         }
 
-    def restore(self, tree: dict[str, Any]) -> np.ndarray:
-        """Bring each slot to where it was, by its seed and the actions since; what they see now (N, *obs)."""
+    def restore(self, tree: dict[str, Any], playing: Mapping[int, Episode]) -> np.ndarray:
+        """Bring each slot to where it was, by its seed and the actions since.
+
+        Args:
+            tree: What `state` gave.
+            playing: Slot -> its episode in progress, with the rows so far.
+
+        Returns:
+            What they see now (N, *obs).
+
+        Raises:
+            UserError: if that is not what they saw then. The replay is left as it is.
+        """
         self.begun = int(tree["begun"])
         self.returns, self.lengths = np.array(tree["returns"]), np.array(tree["lengths"])
         self.finished = Finished(*(list(tree["finished"][name]) for name in ("returns", "lengths")))
-        episodes = [self.replay.playing[int(slot)] for slot in self.ids]
+        episodes = [playing[int(slot)] for slot in self.ids]
         obs: np.ndarray = self.env.reset([episode.seed for episode in episodes])
         steps = np.array([len(episode.reward) - 1 for episode in episodes])
         for t in range(steps.max()):

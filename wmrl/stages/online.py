@@ -23,7 +23,7 @@ import torch
 from wmrl import config, continuing, envs, interrupts, seeding, sources
 from wmrl.data import plan
 from wmrl.data.policies import uniform
-from wmrl.data.replay import Replay
+from wmrl.data.replay import Replay, playing_in
 from wmrl.data.windows import windows
 from wmrl.errors import ConfigError, Stopped
 from wmrl.log import Log
@@ -264,8 +264,8 @@ class _Loop:
         self.pupils.seconds = {name: self.spent[name] for name in self.pupils.seconds}
         if self.pupils.precision:
             self.pupils.precision = continuing.precision(NAME, self.pupils.precision, self.run.precision, self.log)
-        self.replay.restore(tree["replay"])
-        self.player.restore(tree["player"], self.lockstep.restore(tree["lockstep"]))
+        self.player.restore(tree["player"], self.lockstep.restore(tree["lockstep"], playing_in(tree["replay"])))
+        self.replay.restore(tree["replay"])  # the last, because it removes shards
         self._logged = int(tree["logged"])
         self.log.rewind(self._logged)
         self._announce(f"continuing at step {self.step:,}, update {self.pupils.updates:,}:")
