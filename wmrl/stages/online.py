@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from wmrl import config, continuing, envs, interrupts, seeding, sources
+from wmrl import continuing, envs, interrupts, seeding, sources
 from wmrl.data import plan
 from wmrl.data.policies import uniform
 from wmrl.data.replay import Replay, playing_in
 from wmrl.data.windows import windows
-from wmrl.errors import ConfigError, Stopped
+from wmrl.errors import Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
@@ -34,10 +34,10 @@ from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
 from wmrl.stages.online_checks import Checks
-from wmrl.stages.online_models import check_same, check_unused, fresh, terms, view_shape, write
+from wmrl.stages.online_models import fresh, view_shape, write
+from wmrl.stages.online_rules import check_same, check_unused, terms, trainer_of
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
-from wmrl.trainers import TRAINERS
 
 NAME = "online"
 SAVE_EVERY = 25.0
@@ -56,14 +56,7 @@ def online(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         UserError: if a loss is not finite, or the environment fails.
         Stopped: if a signal asked to stop; the same command continues.
     """
-    trainer = config.build(TRAINERS, pipe.trainer, "trainer")
-    if not hasattr(trainer, "learner"):
-        raise ConfigError(
-            f"trainer.kind: {pipe.trainer['kind']!r} scores whole episodes and cannot learn online; actor-critic can"
-        )
-    for name in ("dynamics", "controller"):
-        if "from" in getattr(pipe, name):
-            raise ConfigError(f"{name}.from: online, {name} is trained on, and another run's must not change")
+    trainer = trainer_of(pipe)
     pipe = dataclasses.replace(pipe, data=str(store.logdir / "rollouts"))
     with ExitStack() as stack:
         loop = _Loop(pipe, Store(store.logdir, pipe), log, run, trainer, stack)

@@ -1,22 +1,17 @@
-"""The models of a run that learns online: as they begin, as they are written, and what decides their bits."""
+"""The models of a run that learns online: as they begin, and as they are written."""
 
-import contextlib
-import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 
-from wmrl import artifact, config, continuing, seeding
-from wmrl.agreement import LOOKS
+from wmrl import artifact, config, seeding
 from wmrl.controllers import CONTROLLERS
-from wmrl.data import shards
-from wmrl.data.replay import Replay
 from wmrl.dynamics import DYNAMICS
-from wmrl.errors import ArtifactError, ConfigError, ContractError
+from wmrl.errors import ConfigError
 from wmrl.pipeline import Pipeline
 from wmrl.representations import REPRESENTATIONS
-from wmrl.store import Store, rebuild, registry
+from wmrl.store import Store, rebuild
 from wmrl.trainers import TRAINERS
 from wmrl.world import WorldModel
 
@@ -82,52 +77,3 @@ def write(store: Store, world: WorldModel, controller: Any, env: Any, facts: dic
     given = (view_shape(world, controller, env), env.actions)
     facts = {**facts, "trainer": config.resolved(TRAINERS, pipe.trainer, "trainer")}
     store.save("controller", artifact.of(controller, "controller", table, given, parents=parents, facts=facts))
-
-
-def check_unused(store: Store, replay: Replay) -> None:
-    """Check that a run may begin here: without its state, what it lived and made before would be mixed or replaced.
-
-    Raises:
-        ArtifactError: if there are episodes, or the result of an earlier run.
-    """
-    if replay.begun or store.exists("iterate"):
-        what = store.path("iterate") if store.exists("iterate") else store.data
-        raise ArtifactError(
-            f"{store.part('online')} is missing: without it the run of {what} cannot go on; "
-            "put it back, or begin in another --logdir"
-        )
-
-
-def terms(pipe: Pipeline) -> dict[str, Any]:
-    """What decides the bits of all that is learnt online, by the pipeline's names."""
-    kinds = ("dynamics", "controller", "trainer")
-    tables = {name: config.resolved(registry(name), getattr(pipe, name), name) for name in kinds}
-    tables |= {"representation": pipe.representation, "env": pipe.env.table()}
-    tables |= {"online": {k: v for k, v in dataclasses.asdict(pipe.online).items() if k not in ("steps", *LOOKS)}}
-    tables |= {"fit.dynamics": dataclasses.asdict(pipe.fit.dynamics)}
-    flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
-    flat = {**flat, "seed": pipe.seed}
-    dropped = ("fit.dynamics.steps", "env.backend")
-    kept: dict[str, Any] = config.plain({k: v for k, v in flat.items() if k not in dropped})
-    return kept
-
-
-def check_same(store: Store, tree: dict[str, Any]) -> None:
-    """Check that a run goes on as it was begun, with the episodes that it has played itself.
-
-    Args:
-        store: The logdir.
-        tree: The state of the run.
-
-    Raises:
-        ContractError: naming a key that differs; or if another command has added episodes, which would be lost.
-    """
-    continuing.agree(store.part("online"), tree["terms"], terms(store.pipe))
-    played = tree["replay"]["episodes"] + len(tree["replay"]["finished"]["seed"])
-    with contextlib.suppress(ArtifactError):  # there is no list of episodes before the end
-        there = len(shards.read_complete(store.data).lengths)
-        if there > played:
-            raise ContractError(
-                f"{store.data} holds {there} episodes, and this run has played {played}: another command has added "
-                "some; begin in another --logdir"
-            )
