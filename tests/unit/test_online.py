@@ -13,6 +13,7 @@ from wmrl import agreement, artifact, envs, pipeline, status
 from wmrl.data import shards
 from wmrl.data.episodes import Episodes
 from wmrl.data.replay import Replay
+from wmrl.envs.arcade import ArcadeEnv
 from wmrl.errors import ArtifactError, ConfigError, ContractError, UserError
 from wmrl.log import Log
 from wmrl.online import Online
@@ -66,12 +67,12 @@ class Killed(BaseException):
     """What a kill leaves undone."""
 
 
-def run(logdir: Path, table=None):
+def run(logdir: Path, table=None, **how):
     pipe = pipeline.parse(table or TABLE)
     with Log("iterate", logdir, progress=False, verbosity=-1) as log:
         store = Store(logdir, pipe)
         store.remember()
-        iterate(pipe, store, log, Run(device="cpu", precision="fp32", threads=1))
+        iterate(pipe, store, log, Run(device="cpu", precision="fp32", threads=1, **how))
 
 
 def rows(logdir: Path):
@@ -281,6 +282,24 @@ def test_what_cannot_learn_online_is_refused(tmp_path, change, words):
     table = {**table, "env": {"id": "Pendulum-v1", "size": 32}} if "representation" in change else table
     with pytest.raises(ConfigError, match=words):
         run(tmp_path, table)
+
+
+def test_no_more_environments_are_alive_than_workers_are_allowed(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--max-workers: 5 .* online\.environments = 4 and the 2 .*; allow 6$"):
+        run(tmp_path / "few", max_workers=5)
+    assert not (tmp_path / "few/online.part.h5").exists()
+    alive, most, close = [], [], ArcadeEnv.close
+
+    def make(self, env, n, *, threads):
+        begin(self, env, n, threads=threads)
+        alive.append(self)
+        most.append(sum(each.n for each in alive))
+
+    begin = ArcadeEnv.__init__
+    monkeypatch.setattr(ArcadeEnv, "__init__", make)
+    monkeypatch.setattr(ArcadeEnv, "close", lambda self: (close(self), self in alive and alive.remove(self)))
+    run(tmp_path / "enough", {**TABLE, "test": {"episodes": 6}}, max_workers=6)
+    assert max(most) == 6 and not alive
 
 
 def test_the_train_ratio_counts_the_steps_after_the_seed_steps():

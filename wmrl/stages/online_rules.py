@@ -10,6 +10,7 @@ from wmrl.data import shards
 from wmrl.data.replay import Replay
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
+from wmrl.run import Run
 from wmrl.store import Store, registry
 from wmrl.trainers import TRAINERS
 
@@ -29,6 +30,22 @@ def trainer_of(pipe: Pipeline) -> Any:
         if "from" in getattr(pipe, name):
             raise ConfigError(f"{name}.from: online, {name} is trained on, and another run's must not change")
     return trainer
+
+
+def check_room(pipe: Pipeline, run: Run) -> None:
+    """Check that all environments of a run may be alive at once: fewer would give other curves.
+
+    Raises:
+        ConfigError: naming their numbers.
+    """
+    how = pipe.online
+    beside = how.evaluate_episodes if how.evaluate_every else 0
+    if how.environments + beside > run.max_workers:
+        words = f" and the {beside} of online.evaluate_episodes beside them" if beside else ""
+        raise ConfigError(
+            f"--max-workers: {run.max_workers} are too few for online.environments = {how.environments}{words}; "
+            f"allow {how.environments + beside}"
+        )
 
 
 def check_unused(store: Store, replay: Replay) -> None:
