@@ -229,6 +229,17 @@ def test_episodes_that_another_command_has_added_are_not_lost(whole, tmp_path):
     assert len(Episodes(logdir / "rollouts")) == len(there) + 1
 
 
+@pytest.mark.parametrize(("name", "command"), [("controller", "train-controller"), ("dynamics", "train-dynamics")])
+def test_a_model_that_another_command_has_made_is_not_replaced(whole, tmp_path, name, command):
+    made = artifact.read(whole / f"{name}.h5", name)
+    path = tmp_path / f"{name}.h5"
+    dataclasses.replace(made, parents={**made.parents, "data": "0" * 64}).write(path)
+    before = path.read_bytes()
+    with pytest.raises(ContractError, match=rf"{name}\.h5 was made by wmrl {command}, .*: move it away, or"):
+        run(tmp_path)
+    assert path.read_bytes() == before and not (tmp_path / "online.part.h5").exists()
+
+
 def test_a_representation_that_has_changed_since_is_refused(whole, tmp_path):
     path = tmp_path / "other" / "vae.h5"
     pipe = pipeline.parse({**TABLE, "representation": {"from": str(path.parent)}})

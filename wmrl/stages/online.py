@@ -35,7 +35,7 @@ from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
 from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh, view_shape, write
-from wmrl.stages.online_rules import check_room, check_same, check_unused, terms, trainer_of
+from wmrl.stages.online_rules import check_own, check_room, check_same, check_unused, terms, trainer_of
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
 
@@ -52,12 +52,13 @@ def online(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
     Raises:
         ArtifactError: if the state of a run that was begun is gone or damaged.
         ConfigError: if a part of the pipeline cannot be learnt online, or --max-workers allows too few environments.
-        ContractError: if the state kept in the logdir is of other settings.
+        ContractError: if the state kept in the logdir is of other settings, or another command has made its models.
         UserError: if a loss is not finite, or the environment fails.
         Stopped: if a signal asked to stop; the same command continues.
     """
     trainer = trainer_of(pipe)
     check_room(pipe, run)
+    check_own(store)
     pipe = dataclasses.replace(pipe, data=str(store.logdir / "rollouts"))
     with ExitStack() as stack:
         loop = _Loop(pipe, Store(store.logdir, pipe), log, run, trainer, stack)

@@ -11,7 +11,7 @@ from wmrl.data.replay import Replay
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
-from wmrl.store import Store, registry
+from wmrl.store import MAKERS, Store, registry
 from wmrl.trainers import TRAINERS
 
 
@@ -46,6 +46,21 @@ def check_room(pipe: Pipeline, run: Run) -> None:
             f"--max-workers: {run.max_workers} are too few for online.environments = {how.environments}{words}; "
             f"allow {how.environments + beside}"
         )
+
+
+def check_own(store: Store) -> None:
+    """Check that no model here was made by a stage of its own: at its end a run replaces what it finds.
+
+    Raises:
+        ContractError: naming the file and the command.
+    """
+    for name in ("dynamics", "controller"):
+        with contextlib.suppress(ArtifactError):  # there is none, or it is damaged
+            if "data" in store.load(name).parents:  # online, nothing is made from a finished dataset
+                raise ContractError(
+                    f"{store.path(name)} was made by wmrl {MAKERS[name]}, and learning online would replace it: "
+                    "move it away, or begin in another --logdir"
+                )
 
 
 def check_unused(store: Store, replay: Replay) -> None:
