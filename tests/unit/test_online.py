@@ -313,6 +313,27 @@ def test_no_more_environments_are_alive_than_workers_are_allowed(tmp_path, monke
     assert max(most) == 6 and not alive
 
 
+class Foreign:
+    """A backend of another author, as it was before slots began anew one by one."""
+
+    def __init__(self, env, n, *, threads):
+        own = ArcadeEnv(env, n, threads=threads)
+        for name in ("n", "observation", "actions", "fps", "max_steps", "native", "info", "reset", "step"):
+            setattr(self, name, getattr(own, name))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_a_backend_that_begins_all_slots_at_once_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(envs.BACKENDS, "minatar", f"{__name__}:Foreign")
+    with pytest.raises(ConfigError, match=r"env\.backend: the environments of 'auto' have no restart"):
+        run(tmp_path)
+
+
 def test_the_train_ratio_counts_the_steps_after_the_seed_steps():
     how = Online(steps=100, seed_steps=10, updates_per_step=0.1, noise=0.5, noise_final=0.1, noise_steps=20)
     assert [how.updates(step) for step in (0, 10, 19, 20, 30)] == [0, 0, 0, 1, 2]

@@ -29,13 +29,13 @@ from wmrl.errors import Stopped
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
+from wmrl.stages import online_rules as rules
 from wmrl.stages import snapshots
 from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
 from wmrl.stages.lockstep import Lockstep, Player
 from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh, view_shape, write
-from wmrl.stages.online_rules import check_own, check_room, check_same, check_unused, terms, trainer_of
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
 
@@ -56,9 +56,9 @@ def online(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
         UserError: if a loss is not finite, or the environment fails.
         Stopped: if a signal asked to stop; the same command continues.
     """
-    trainer = trainer_of(pipe)
-    check_room(pipe, run)
-    check_own(store)
+    trainer = rules.trainer_of(pipe)
+    rules.check_room(pipe, run)
+    rules.check_own(store)
     pipe = dataclasses.replace(pipe, data=str(store.logdir / "rollouts"))
     with ExitStack() as stack:
         loop = _Loop(pipe, Store(store.logdir, pipe), log, run, trainer, stack)
@@ -73,6 +73,7 @@ class _Loop:
         self.pipe, self.how, self.store, self.log, self.run = pipe, pipe.online, store, log, run
         self.device, self.stack = torch.device(run.device), stack
         self.env = stack.enter_context(envs.make(pipe.env, self.how.environments, threads=run.threads))
+        rules.check_restarts(self.env, pipe.env.backend)
         self.world, self.controller = fresh(pipe, store, self.env, self.device)
         shape = view_shape(self.world, self.controller, self.env)
         with torch.random.fork_rng(devices=[]):
@@ -94,7 +95,7 @@ class _Loop:
     def go(self) -> None:
         """From what is kept in the logdir, or from nothing, to the end or until the time is spent."""
         if not self._resume():
-            check_unused(self.store, self.replay)
+            rules.check_unused(self.store, self.replay)
             self.log.rewind(-1)
             self.player.begin(self.lockstep.begin(), self._rng("begin"))
             self._announce("learning online:")
@@ -231,7 +232,7 @@ class _Loop:
             {
                 "step": self.step,
                 "threads": torch.get_num_threads(),
-                "terms": terms(self.pipe),
+                "terms": rules.terms(self.pipe),
                 "pupils": self.pupils.state(),
                 "player": self.player.state(),
                 "lockstep": self.lockstep.state(),
@@ -251,7 +252,7 @@ class _Loop:
         if tree is None:
             return False
         continuing.threads(NAME, tree["threads"], self.log)
-        check_same(self.store, tree)
+        rules.check_same(self.store, tree)
         self.step, self.checks.rows, self.kept = int(tree["step"]), list(tree["checks"]), list(tree["kept"])
         self.spent = dict(tree["spent"])
         self.pupils.restore(tree["pupils"])

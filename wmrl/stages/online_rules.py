@@ -48,6 +48,23 @@ def check_room(pipe: Pipeline, run: Run) -> None:
         )
 
 
+def check_restarts(env: Any, backend: str) -> None:
+    """Check that an environment can begin an episode in one slot while the others go on.
+
+    Args:
+        env: The environment.
+        backend: The pipeline's name of what made it.
+
+    Raises:
+        ConfigError: if it cannot, as a plug-in of another author may.
+    """
+    if not hasattr(env, "restart"):
+        raise ConfigError(
+            f"env.backend: the environments of {backend!r} have no restart, which begins an episode in one slot while "
+            "the others go on; learning online needs it: take another backend"
+        )
+
+
 def check_own(store: Store) -> None:
     """Check that no model here was made by a stage of its own: at its end a run replaces what it finds.
 
