@@ -95,6 +95,16 @@ def stored_sets(logdir: Path) -> list[str]:
     return _kept(logdir)["set"]
 
 
+def sets_with_data(logdir: Path, data: str) -> list[str]:
+    """The overrides that were given in a logdir, if any were, with the dataset that is its own from here on.
+
+    Raises:
+        ArtifactError: if it holds a damaged pipeline.
+    """
+    sets = stored_sets(logdir) if (logdir / STORED).exists() else []
+    return [*(each for each in sets if key_of(each) != "data"), f"data={inline(data)}"]
+
+
 def _kept(logdir: Path) -> dict[str, Any]:
     try:
         kept = json.loads((logdir / STORED).read_text())

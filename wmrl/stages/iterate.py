@@ -113,10 +113,7 @@ def _with_own_data(pipe: Pipeline, store: Store, log: Log, run: Run) -> Pipeline
             index = adopt(source, folder)
             log.say(f"{folder} begins with the {len(index.seeds)} episodes of {source}, which is left as it is")
     pipe = dataclasses.replace(pipe, data=str(folder))
-    own = Store(store.logdir, pipe)
-    stored = (store.logdir / sources.STORED).exists()
-    sets = [s for s in sources.stored_sets(store.logdir) if sources.key_of(s) != "data"] if stored else []
-    own.remember([*sets, f"data={sources.inline(pipe.data)}"])
+    Store(store.logdir, pipe).remember(sources.sets_with_data(store.logdir, pipe.data))
     return pipe
 
 

@@ -100,7 +100,7 @@ class _Loop:
             self.player.begin(self.lockstep.begin(), self._rng("begin"))
             self._announce("learning online:")
             self.save()
-        self.store.remember(self._sets())
+        self.store.remember(sources.sets_with_data(self.store.logdir, self.pipe.data))
         while True:
             self._learn()
             if not self._due():  # what is looked at has had all its updates, whenever the minutes are over
@@ -287,11 +287,6 @@ class _Loop:
     def _write(self, store: Store) -> None:
         facts = {"steps": self.pupils.updates, "global_step": self.step}
         write(store, self.world, self.controller, self.env, facts)
-
-    def _sets(self) -> list[str]:
-        """The overrides that made the pipeline what it is, the run's own data among them."""
-        sets = [s for s in sources.stored_sets(self.store.logdir) if sources.key_of(s) != "data"]
-        return [*sets, f"data={sources.inline(self.pipe.data)}"]
 
     def _rng(self, *words: seeding.Word) -> torch.Generator:
         return seeding.generator(self.pipe.seed, NAME, *words, device=self.device)
