@@ -1,5 +1,6 @@
 """The `[online]` table of a pipeline: a world model and a behaviour that learn while the agent acts."""
 
+import math
 from dataclasses import dataclass
 
 from wmrl.errors import ConfigError
@@ -20,7 +21,8 @@ class Online:
         collect: Environment steps between two turns of learning, rounded up to whole steps of all environments.
             Source: MinAtar's DreamerV2 calls it train_every, 50.
         updates_per_step: Updates of world model and behaviour for each environment step after the seed steps: the
-            train ratio. An update replays batch * length steps. Source: MinAtar's DreamerV2, 0.1 (5 updates every 50).
+            train ratio; 0: it only acts. An update replays batch * length steps. Source: MinAtar's DreamerV2, 0.1
+            (5 updates every 50).
         noise: Exploration at the first step after the seed steps: of discrete actions the chance that a uniform one is
             taken instead, of others the standard deviation of Gaussian noise, units of [-1, 1].
         noise_final: Exploration at the end of its decay.
@@ -30,7 +32,7 @@ class Online:
         keep_every: Environment steps between two snapshots of all models, which `test-controller --snapshots all`
             scores; 0 keeps none.
         capacity: Newest environment steps that are replayed.
-        log_every: Updates between two rows of metrics.
+        log_every: Updates between two rows of metrics; with `updates_per_step = 0`, turns.
     """
 
     steps: int = 0
@@ -46,6 +48,11 @@ class Online:
     keep_every: int = 0
     capacity: int = 1_000_000
     log_every: int = 50
+
+    @property
+    def turn(self) -> int:
+        """Environment steps between two turns of learning, all environments counted."""
+        return math.ceil(self.collect / self.environments) * self.environments
 
     def updates(self, step: int) -> int:
         """The updates that are due after so many environment steps."""

@@ -334,6 +334,15 @@ def test_a_backend_that_begins_all_slots_at_once_is_refused(tmp_path, monkeypatc
         run(tmp_path)
 
 
+def test_a_run_that_makes_no_updates_says_how_far_it_is(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Log, "progress", lambda self, done, total, *words: told.append((done, total, *words)))
+    run(tmp_path, {**TABLE, "online": {**TABLE["online"], "updates_per_step": 0.0}})
+    assert (100, 200) in {each[:2] for each in told} and any(note.startswith("update 0, return") for *_, note in told)
+    played = [row["global_step"] for row in rows(tmp_path) if "charts/updates" in row]
+    assert played == [40, 80, 120, 160, 200], "every two turns"
+
+
 def test_the_train_ratio_counts_the_steps_after_the_seed_steps():
     how = Online(steps=100, seed_steps=10, updates_per_step=0.1, noise=0.5, noise_final=0.1, noise_steps=20)
     assert [how.updates(step) for step in (0, 10, 19, 20, 30)] == [0, 0, 0, 1, 2]

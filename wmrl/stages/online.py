@@ -12,7 +12,6 @@ Source: Hafner et al. 2020 (Dreamer), algorithm 1.
 """
 
 import dataclasses
-import math
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -85,7 +84,7 @@ class _Loop:
         self.lockstep = Lockstep(self.env, self.replay, lambda i: seeding.number(pipe.seed, "online", "episode", i))
         self.player = Player(self.world, self.controller, self.device)
         self.checks = Checks(pipe, self.world, self.controller, run, stack)
-        self.step, self.kept = 0, list[int]()
+        self.step, self.kept, self._returned = 0, list[int](), ""
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.saved = self._since = time.monotonic()
         self._reported, self._logged = 0, -1
@@ -112,7 +111,8 @@ class _Loop:
         self.save()
 
     def _pause(self) -> None:
-        """Between two steps: save if it is time to, stop if a signal asks for it."""
+        """Between two steps: say how far it is, save if it is time to, stop if a signal asks for it."""
+        self.log.progress(self.step, self.how.steps, "steps", f"update {self.pupils.updates:,}{self._returned}")
         if interrupts.pending():
             self.save()
             interrupts.check()
@@ -130,7 +130,7 @@ class _Loop:
     def _collect(self) -> None:
         """Act for one cycle."""
         began, n = time.monotonic(), self.env.n
-        for _ in range(math.ceil(self.how.collect / n)):
+        for _ in range(self.how.turn // n):
             rng = self._rng("act", self.step)
             if self.step < self.how.seed_steps:
                 action = uniform(self.env.actions, seeding.rng(self.pipe.seed, NAME, "random", self.step), n)
@@ -155,11 +155,17 @@ class _Loop:
             self._pause()
             if self.run.over() and self._due():
                 return
-        if self.pupils.updates - self._reported >= self.how.log_every:
+        if self._tells():
             self._report()
 
     def _due(self) -> bool:
         return self.pupils.updates < self.how.updates(self.step)
+
+    def _tells(self) -> bool:
+        """Whether a row of metrics is due."""
+        if self.how.updates_per_step:
+            return self.pupils.updates - self._reported >= self.how.log_every
+        return self.step > max(0, self._logged) and self.step // self.how.turn % self.how.log_every == 0
 
     def _report(self) -> None:
         """A row of metrics. Nothing is saved between the rows of one step: a saved state knows all of them, or none."""
@@ -177,14 +183,12 @@ class _Loop:
             }
             done.returns.clear()
             done.lengths.clear()
+            self._returned = f", return {row['charts/episodic_return']:.1f}"
         row |= {"charts/updates": self.pupils.updates, "charts/exploration": self.how.exploration(self.step)}
         row |= {f"time/{name}": self.spent[name] / total for name in PARTS}
         row["time/updates_per_second"] = rows / max(now - self._since, 1e-9)
         self._since = now
         self._log(row)
-        note = f"update {self.pupils.updates:,}"
-        note += f", return {row['charts/episodic_return']:.1f}" if "charts/episodic_return" in row else ""
-        self.log.progress(self.step, self.how.steps, "steps", note)
 
     def _log(self, row: dict[str, float]) -> None:
         self.log.metrics(self.step, row)
