@@ -89,11 +89,11 @@ def report(logdir: Path | str) -> Report:
     except ArtifactError as error:
         past, broken = [], str(error)
     pipe = rounds.planned(pipeline.load(folder), past)
-    entries = [_data(pipe, folder)]
+    online, lacking = ("", False) if broken else states.online(folder, pipe)
+    entries = [_data(pipe, folder, online=bool(online))]
     for name in MAKERS:
         entries.append(_artifact(name, folder, pipe, {entry.name: entry for entry in entries}, iterated=bool(past)))
     entries.append(_videos(folder, entries[-1]))
-    online, lacking = ("", False) if broken else states.online(folder, pipe)
     left = bool(broken) or lacking or (bool(past) and rounds.left(past, pipe))
     todo = [_command("iterate", folder)] if left else [entry.command for entry in entries if entry.state != "complete"]
     scores = list(_scores(folder / "test.h5")) if entries[-2].hash else []
@@ -124,17 +124,22 @@ def run(logdir: Path | str, as_json: bool = False) -> None:
         stdout.write(text(found))
 
 
-def _data(pipe: Pipeline, logdir: Path) -> Entry:
-    """The dataset: complete if `complete.h5` and every shard that it lists are there."""
+def _data(pipe: Pipeline, logdir: Path, *, online: bool) -> Entry:
+    """The dataset: complete if `complete.h5` and every shard that it lists are there.
+
+    That of a run that learns online grows with it, and is no matter of `wmrl generate`.
+    """
     from wmrl.data import parts, shards
 
     folder = Path(pipe.data)
-    entry = Entry("data", "complete", str(folder), command=_command("generate", logdir, "--data", str(folder)))
+    command = _command("iterate", logdir) if online else _command("generate", logdir, "--data", str(folder))
+    entry = Entry("data", "complete", str(folder), command=command)
     names = shards.scan(folder)
     if not (folder / shards.COMPLETE).exists():
         have = sum(name.count for name in names) + parts.count(folder)
         state: State = "in progress" if have else "missing"
-        return dataclasses.replace(entry, state=state, detail=f"{have} of {pipe.generate.rollouts} episodes")
+        asked = "" if online else f" of {pipe.generate.rollouts}"
+        return dataclasses.replace(entry, state=state, detail=f"{have}{asked} episodes")
     try:
         index = shards.read_complete(folder)
         for name, digest in zip(index.names, index.hashes, strict=True):

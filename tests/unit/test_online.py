@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,9 @@ def test_status_says_how_far_it_is_and_what_goes_on(whole, tmp_path, monkeypatch
     found = status.report(tmp_path)
     assert found.iterations.endswith(" of 200, learning online") and not found.iterations.startswith("step 200")
     assert found.next == f"wmrl iterate --logdir {tmp_path}" and not (tmp_path / "iterate.h5").exists()
+    (tmp_path / "rollouts/complete.h5").unlink(missing_ok=True)  # as before the first end of a call
+    found = status.report(tmp_path)
+    assert re.fullmatch(r"\d+ episodes", found.entries[0].detail) and found.entries[0].command == found.next
 
 
 def test_minutes_that_end_between_the_last_updates_end_nothing(whole, tmp_path, monkeypatch):
