@@ -277,11 +277,20 @@ def test_snapshots_are_scored_under_one_protocol(whole, capsys):
     for more in ({"target_return": 1.0}, {"baselines": (whole,)}, {"capture_video": True}):
         with pytest.raises(ConfigError, match=r"--snapshots goes with neither --target-return"):
             test_controller(pipe, None, None, Run(), TestOptions(snapshots="all", **more))
-    with Log("test-controller", whole, progress=False, verbosity=-1) as log:
-        test_controller(pipe, Store(whole, pipe), log, Run(device="cpu", threads=1), TestOptions(snapshots="all"))
-    seen = [json.loads(line) for line in (whole / "metrics/snapshots.jsonl").read_text().splitlines()]
-    assert [row["global_step"] for row in seen] == [100, 200] and "eval/return_mean" in seen[0]
+
+    def scored(snapshots, **how):
+        with Log("test-controller", whole, progress=False) as log:
+            options = TestOptions(snapshots=snapshots, **how)
+            test_controller(pipe, Store(whole, pipe), log, Run(device="cpu", threads=1), options)
+        found = [json.loads(line) for line in (whole / "metrics/snapshots.jsonl").read_text().splitlines()]
+        return {row.pop("global_step"): row["eval/return_mean"] for row in found}
+
+    seen = scored("all")
+    assert list(seen) == [100, 200]
     assert "minatar-breakout-2-sampled" in capsys.readouterr().out
+    assert scored("200") == seen, "the rows of the others are kept"
+    assert list(scored("200", episodes=1)) == [200], "scores of two protocols are in no table together"
+    assert "1 more snapshots are scored, but not under minatar-breakout-1-sampled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Score the snapshots that an online run has kept, each under one protocol: how the published curves were made."""
 
-import dataclasses
+import contextlib
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
+from wmrl import artifact
 from wmrl.errors import ArtifactError, ConfigError
-from wmrl.evaluation import Score
+from wmrl.evaluation import Score, scores_in
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
@@ -49,18 +50,20 @@ def chosen(logdir: Path, words: str) -> dict[int, Path]:
 def test_snapshots(pipe: Pipeline, store: Store, log: Log, run: Run, options: TestOptions) -> None:
     """Play the test episodes with each snapshot; what was played before is not played again.
 
+    `metrics/snapshots.jsonl` then has a row for every snapshot that is scored under the protocol of this call.
+
     Raises:
         ArtifactError, ConfigError: as `chosen`, and as `test_controller`.
         Stopped: after a signal; what is finished is kept.
     """
     scores: dict[int, Score] = {}
     with log.part(FOLDER) as part:
-        part.rewind(-1)
-        for step, folder in chosen(store.logdir, options.snapshots or "all").items():
-            log.say(f"snapshot of step {step:,}")
-            own = Store(folder, dataclasses.replace(pipe, data=pipe.data))
-            scores[step] = played(pipe, own, log, run, options)[0]
-            part.metrics(step, scores[step].metrics())
+        try:
+            for step, folder in chosen(store.logdir, options.snapshots or "all").items():
+                log.say(f"snapshot of step {step:,}")
+                scores[step] = played(pipe, Store(folder, pipe), log, run, options)[0]
+        finally:
+            _keep(store.logdir, scores, part)
     log.out(_table(scores))
     rows = [{"global_step": step, **score.summary().record()} for step, score in scores.items()]
     of = next(iter(scores.values())).protocol
@@ -69,6 +72,25 @@ def test_snapshots(pipe: Pipeline, store: Store, log: Log, run: Run, options: Te
 
 
 test_snapshots.__test__ = False  # type: ignore[attr-defined]
+
+
+def _keep(logdir: Path, scores: dict[int, Score], part: Log) -> None:
+    """Write a row for each snapshot of these, and for each other one that has a score under their protocol."""
+    if not scores:
+        return
+    of, kept, apart = next(iter(scores.values())).protocol, dict(scores), 0
+    for step, folder in folders(logdir).items():
+        if step not in scores and (folder / "test.h5").exists():
+            with contextlib.suppress(ArtifactError):  # what it says cannot be told then
+                there = scores_in(artifact.read(folder / "test.h5", "test")).values()
+                found = {score.protocol.hash: score for score in there}
+                kept |= {step: found[of.hash]} if of.hash in found else {}
+                apart += of.hash not in found
+    part.rewind(-1)
+    for step in sorted(kept):
+        part.metrics(step, kept[step].metrics())
+    if apart:
+        part.say(f"{apart} more snapshots are scored, but not under {of.id}: the metrics leave them out")
 
 
 def _table(scores: dict[int, Score]) -> str:
