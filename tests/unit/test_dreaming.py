@@ -116,6 +116,21 @@ def test_killed_after_any_save_it_ends_with_the_same_bits(monkeypatch):
         np.testing.assert_array_equal(more["validation"]["returns"], facts["validation"]["returns"])
 
 
+def test_a_row_of_metrics_after_a_kill_is_of_all_its_updates(monkeypatch):
+    def told(toy):
+        return [(step, {k: v for k, v in row.items() if not k.startswith("time/")}) for step, row in toy.rows]
+
+    monkeypatch.setattr("wmrl.trainers.dreaming.SAVE_EVERY", 0.0)
+    whole, toy = Toy(), Toy()
+    _train(whole)
+    toy.fail_at = 12
+    with pytest.raises(KeyboardInterrupt):
+        _train(toy)
+    assert toy.tree["step"] == 11 and not toy.rows
+    _train(toy)
+    assert told(toy) == told(whole)
+
+
 def test_a_killed_validation_of_spent_time_is_not_taken_for_a_later_one():
     whole, toy = Toy(), Toy()
     toy.left, toy.fail_at = 10, 4  # over after 10 updates, killed in the validation of what there is

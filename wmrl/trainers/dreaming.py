@@ -94,10 +94,11 @@ class _Loop:
         self.step, self.seconds = 0, 0.0
         self.checks: list[Check] = []
         self.looking: Scores | None = None
+        self.metrics: list[Metrics] = []  # since the last report
         self.best, self.best_return, self.best_step = self.weights(), -np.inf, 0
         if (saved := grounds.resume()) is not None:
             self._restore(saved)
-        self.metrics: list[Metrics] = []
+        self.counted = self.step
         self.saved = self.clock = self.logged = time.monotonic()
 
     def weights(self) -> torch.Tensor:
@@ -190,7 +191,7 @@ class _Loop:
             UserError: if one number is not finite.
         """
         names = list(self.metrics[0])
-        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self.metrics]).cpu()
+        table = torch.stack([torch.stack([row[name].float() for name in names]).cpu() for row in self.metrics])
         bad = (~table.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
@@ -202,9 +203,9 @@ class _Loop:
 
     def _report(self) -> None:
         numbers, now = self._numbers(), time.monotonic()
-        speed = len(self.metrics) / max(now - self.logged, 1e-9)
+        speed = (self.step - self.counted) / max(now - self.logged, 1e-9)  # of this call alone
         self.grounds.log(self.step, {**numbers, "time/updates_per_second": speed})
-        self.metrics, self.logged = [], now
+        self.metrics, self.counted, self.logged = [], self.step, now
 
     def _validate(self) -> None:
         """Play the fixed validation episodes, as far as that has not been done."""
@@ -244,6 +245,7 @@ class _Loop:
                 "step": self.step,
                 "seconds": self.seconds,
                 "learner": self.learner.state(),
+                "rows": [{name: float(value) for name, value in row.items()} for row in self.metrics],
                 "best": self.best,
                 "best_return": best_return,
                 "best_step": self.best_step,
@@ -258,6 +260,8 @@ class _Loop:
         self.step, self.seconds = int(tree["step"]), float(tree["seconds"])
         self.best, self.best_step = torch.as_tensor(tree["best"]), int(tree["best_step"])
         self.best_return = -np.inf if tree["best_return"] is None else float(tree["best_return"])
+        rows = tree.get("rows", ())  # an earlier wmrl kept none
+        self.metrics = [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
         self.looking = Scores(**tree["looking"]) if tree["looking"] else None
         self.checks = checks_of("check", tree)
 
