@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from wmrl.pipeline import Fit
 
+EPSILON = 1e-5
+"""Adam's, for the networks of a learner. Source: DreamerV2."""
+
 
 def make(parameters: list[nn.Parameter], settings: Fit) -> torch.optim.Optimizer:
     """The optimiser that the settings name; the learning rate is set before each step."""
@@ -31,14 +34,11 @@ class Descent:
         parameters: What is trained.
         learning_rate: Its step.
         clip: The longest gradient, as a norm over all parameters; 0 clips nothing.
-        epsilon: Adam's.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], learning_rate: float, clip: float, *, epsilon: float = 1e-5
-    ) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, clip: float) -> None:
         self.parameters, self._clip = list(parameters), clip
-        self._adam = adam(self.parameters, learning_rate, epsilon=epsilon)
+        self._adam = adam(self.parameters, learning_rate, epsilon=EPSILON)
 
     def step(self) -> Tensor:
         """A step along the gradients that are there, which are forgotten; the norm they had."""

@@ -53,7 +53,8 @@ class Fit:
         learning_rate: Step size of the optimiser.
         optimizer: "adam" or "rmsprop" (alpha 0.9). Source: ctallec, adam for V and rmsprop for M.
         beta2: Decay of Adam's average of squared gradients. Source: torch, 0.999; the Transformer, 0.98.
-        epsilon: What Adam adds to the root of that average. Source: torch, 1e-8; the Transformer, 1e-9.
+        epsilon: What Adam adds to the root of that average. Source: torch, 1e-8; the Transformer, 1e-9;
+            DreamerV2, 1e-5.
         warmup: Steps over which the learning rate rises linearly from zero.
         clip: Largest norm of the gradient; 0 leaves it alone.
         validate_every: Steps between two looks at the fixed validation set.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import agreement, artifact, envs, pipeline, status
+from wmrl import agreement, artifact, config, envs, pipeline, status
 from wmrl.data import shards
 from wmrl.data.episodes import Episodes
 from wmrl.data.replay import Replay
@@ -28,6 +28,7 @@ from wmrl.stages.online_models import fresh
 from wmrl.stages.snapshots import chosen
 from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.store import Store
+from wmrl.trainers import TRAINERS
 
 pytest.importorskip("minatar")
 TABLE = {
@@ -221,6 +222,18 @@ def test_models_act_before_they_learn_as_they_do_after():
     with envs.make(pipe.env, 1, threads=1) as env:
         world, _ = fresh(pipe, Store(Path("nowhere"), pipe), env, torch.device("cpu"))
     assert not any(module.training for module in world.modules())
+
+
+def test_the_world_model_takes_its_epsilon_from_the_pipeline_and_the_behaviour_has_its_own():
+    pipe = pipeline.parse({**TABLE, "fit": {"dynamics": {**TABLE["fit"]["dynamics"], "epsilon": 1e-3}}})
+    with envs.make(pipe.env, 1, threads=1) as env:
+        world, controller = fresh(pipe, Store(Path("nowhere"), pipe), env, torch.device("cpu"))
+    learner = config.build(TRAINERS, pipe.trainer, "trainer").learner(
+        controller, world.feature_shape, torch.device("cpu")
+    )
+    pupils = Pupils(world, learner, pipe.fit.dynamics, pipe.seed, torch.device("cpu"))
+    assert pupils.optimizer.defaults["eps"] == 1e-3
+    assert learner.actor_step._adam.defaults["eps"] == learner.critic_step._adam.defaults["eps"] == 1e-5
 
 
 def test_episodes_that_another_command_has_added_are_not_lost(whole, tmp_path):

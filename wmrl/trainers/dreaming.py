@@ -35,6 +35,9 @@ SAVE_EVERY = 25.0
 class Offline(ABC):
     """A trainer that learns in dreams: how long, on what, and how often it is looked at, are keywords of all of them.
 
+    Adam's epsilon is 1e-5 for controllers and critics, as in DreamerV2; that of a world model that learns online is
+    `fit.dynamics.epsilon`, torch's 1e-8 if left out.
+
     Args:
         steps: Updates in all; a larger number continues a finished training. What is from here to `target_return` is
             for `wmrl train-controller`; `wmrl iterate` has its own.
