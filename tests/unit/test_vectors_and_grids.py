@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmrl import panels
+from wmrl import panels, pipeline
 from wmrl.data import codes, shards
 from wmrl.data.alignment import Alignment
 from wmrl.data.check import check
@@ -17,6 +17,7 @@ from wmrl.recording import Episode as Seen
 from wmrl.representations.pixels import Pixels
 from wmrl.run import Run
 from wmrl.spec import Space
+from wmrl.stages import generate as stage
 from wmrl.traces import SIDE, Traces, scale_of
 
 META = {
@@ -157,3 +158,19 @@ def test_a_vae_says_that_vectors_are_no_frames():
 
     with pytest.raises(ValueError, match=r"frames must be \(channels, size, size\)"):
         VAE(Space((17,)))
+
+
+@pytest.mark.parametrize(
+    ("env", "each"),
+    [
+        ({"id": "Pendulum-v1", "size": 32}, 3 * 32 * 32),
+        ({"id": "Pendulum-v1", "observe": "state"}, 3 * 4),
+        ({"id": "MinAtar/Breakout-v1", "hide": [2]}, 300),
+    ],
+)
+def test_waves_are_as_large_as_the_memory_of_their_observations_allows(env, each, monkeypatch):
+    pytest.importorskip("minatar")
+    pipe = pipeline.parse({"env": {**env, "max_steps": 99}})
+    assert stage._row_bytes(pipe.env) == each
+    monkeypatch.setattr(stage, "WAVE_BYTES", 5 * 100 * each)
+    assert stage._environments(pipe, {"policy": {}}, Run(threads=4), each) == 5

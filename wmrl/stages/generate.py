@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import wmrl
 from wmrl import files
 from wmrl.data import parts, plan, policies, shards
@@ -20,6 +18,7 @@ from wmrl.data.estimate import estimate
 from wmrl.data.ingest import actions_meta, box
 from wmrl.data.shards import Index
 from wmrl.envs import make
+from wmrl.envs.names import canonical, observes
 from wmrl.errors import ConfigError, UserError
 from wmrl.locking import lock
 from wmrl.log import Log
@@ -66,11 +65,11 @@ def generate(pipe: Pipeline, store: Store, log: Log, run: Run) -> None:
 
 
 def _collect(pipe: Pipeline, recipe: dict[str, Any], folder: Path, total: int, log: Log, run: Run) -> None:
-    n, looks = _environments(pipe, recipe, run), pipe.generate.policy == "controller"
+    row_bytes, looks = _row_bytes(pipe.env), pipe.generate.policy == "controller"
+    n = _environments(pipe, recipe, run, row_bytes)
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(make(pipe.env, n, threads=run.threads))
         recipe["policy"].update({"environments": n} if looks else {})
-        row_bytes = int(np.prod(env.observation.shape))
         names = plan.missing(shards.scan(folder), total, shards.episodes_per_shard(row_bytes, env.max_steps))
         _sight(pipe, env, log)
         meta = meta_of(recipe, env)
@@ -143,13 +142,21 @@ def _settle(pipe: Pipeline, folder: Path, run: Run) -> tuple[Pipeline, dict[str,
     return pipe, recipe
 
 
-def _environments(pipe: Pipeline, recipe: dict[str, Any], run: Run) -> int:
-    """How many environments play side by side."""
+def _row_bytes(env: Env) -> int:
+    """Bytes of one observation: floats take four each, planes and pictures one."""
+    if observes(canonical(env.id)[0], env.observe) == "pixels":
+        return 3 * env.size**2
+    with make(env, 1, threads=1) as one:  # what the state is, only the game knows
+        return one.reset([0]).nbytes
+
+
+def _environments(pipe: Pipeline, recipe: dict[str, Any], run: Run, row_bytes: int) -> int:
+    """How many environments play side by side, whose observations take so many bytes."""
     if stored := recipe["policy"].get("environments"):
         if stored > run.max_workers:
             raise ConfigError(f"the episodes so far were made {stored} at a time; this call allows {run.max_workers}")
         return int(stored)
-    bytes_each = 3 * pipe.env.size**2 * ((pipe.env.max_steps or 1000) + 1)
+    bytes_each = row_bytes * ((pipe.env.max_steps or 1000) + 1)
     return int(max(1, min(PER_THREAD * run.threads, run.max_workers, WAVE_BYTES // bytes_each)))
 
 
