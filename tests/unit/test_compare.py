@@ -168,7 +168,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(two, tmp_path, capsys):
     assert not re.search(r"https?:|<script|<link|url\((?!#)|@import", page)
     assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'src="([^"]*)"', page))
     assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', page))
-    assert page.count("<figure>") == 5 and page.count("<img") == 2 * (2 + 4)
+    assert page.count("<figure>") == 10 and page.count("<img") == 2 * (2 + 4)
 
 
 def test_models_of_other_datasets_are_refused_unless_asked_for(two, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,16 +32,17 @@ class LastLatent(nn.Module):
     Reward and the chance to go on are those of the mean step.
 
     Args:
-        variance: (Z,) of each number of the latent, flat.
+        variance: (Z,) of each number of the latent, flat; None if it stays what it is, and then there is no density:
+            of pictures and grids, which noise would only spoil.
         reward: What every step is thought to give.
         end: The chance that a step ends the episode.
     """
 
-    variance: Tensor
+    variance: Tensor | None
 
-    def __init__(self, variance: Tensor, reward: float, end: float) -> None:
+    def __init__(self, variance: Tensor | None, reward: float, end: float) -> None:
         super().__init__()
-        self.register_buffer("variance", variance.clamp(min=1e-8))
+        self.register_buffer("variance", None if variance is None else variance.clamp(min=1e-8))
         self.reward, self.end = reward, end
 
     def start(self, latent: Tensor, *, rng: torch.Generator | None = None) -> LastState:
@@ -57,44 +58,55 @@ class LastLatent(nn.Module):
     def imagine(
         self, state: LastState, action: Tensor, *, rng: torch.Generator | None = None, temperature: float = 1.0
     ) -> Step:
-        """A step of a random walk."""
-        noise = torch.empty_like(state.z).normal_(generator=rng)
-        scale = (temperature * self.variance).sqrt().view(state.z.shape[1:])
-        reward = state.z.new_full((len(action),), self.reward)
-        return Step(LastState(state.z + scale * noise), reward, torch.full_like(reward, 1 - self.end))
+        """A step of a random walk, or none."""
+        reward = action.new_full((len(action),), self.reward)
+        after = state
+        if self.variance is not None:
+            noise = torch.empty_like(state.z).normal_(generator=rng)
+            after = LastState(state.z + (temperature * self.variance).sqrt().view(state.z.shape[1:]) * noise)
+        return Step(after, reward, torch.full_like(reward, 1 - self.end))
 
     def latent(self, state: LastState) -> Tensor:
         """The latent now, (B, *Z)."""
         return state.z
 
-    def log_prob(self, state: LastState, action: Tensor, latent: Tensor) -> Tensor:
-        """Log density (B,) in nats."""
-        move = (latent - state.z).flatten(1)
-        return -0.5 * (move.square() / self.variance + self.variance.log() + math.log(2 * math.pi)).sum(-1)
+    @property
+    def log_prob(self) -> Callable[[LastState, Tensor, Tensor], Tensor]:
+        """Log density (B,) in nats of a latent (B, *Z), after a state and an action; absent where it stays."""
+        if self.variance is None:
+            raise AttributeError("log_prob")
+        variance = self.variance
+
+        def density(state: LastState, action: Tensor, latent: Tensor) -> Tensor:
+            move = (latent - state.z).flatten(1)
+            return -0.5 * (move.square() / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+
+        return density
 
 
-def last_latent(first: Subject, held: HeldOut, *, seed: int, device: str) -> Subject:
-    """The guess that nothing changes, fitted to windows of the first model's training episodes.
+def last_latent(model: Subject, held: HeldOut, *, seed: int, device: str) -> Subject:
+    """The guess that nothing changes, in the latent space of a model, fitted to windows of its training episodes.
 
     Raises:
         ArtifactError: if a shard is damaged.
     """
-    assert first.store is not None
-    world, pipe = first.world, first.store.pipe
-    kept = first.splits[-1] if first.splits else Split(pipe.validation, pipe.seed)
+    assert model.store is not None
+    world, pipe = model.world, model.store.pipe
+    kept = model.splits[-1] if model.splits else Split(pipe.validation, pipe.seed)
     training = held.episodes.split(kept.fraction, kept.seed)[0]
     training = training[training < held.count]
     source = windows(held.episodes, ROWS, STEPS, key=(seed, "compare", "last latent"), episodes=training)
     batches = [next(source).to(device) for _ in range(BATCHES)]
     draws = [seeding.generator(seed, "compare", "last latent", k, device=device) for k in range(BATCHES)]
-    variance = spread(world, zip(batches, draws, strict=True))
+    still = model.bare and held.episodes.dtype.kind != "f"
+    variance = None if still else spread(world, zip(batches, draws, strict=True))
     dynamics = LastLatent(variance, _mean(batches, "reward"), _mean(batches, "terminated")).to(device)
     return dataclasses.replace(
-        first,
-        name="last latent",
-        kind="Gaussian",
+        model,
+        name="last frame" if still else "last latent",
+        kind="stays" if still else "Gaussian",
         world=WorldModel(world.representation, dynamics).requires_grad_(False).eval(),
-        hashes={},
+        hashes={"representation": model.hashes["representation"]},
         store=None,
         trained=f"{BATCHES * ROWS} windows",
     )
@@ -117,7 +129,7 @@ def untrained(first: Subject, device: str) -> Subject:
         first,
         name="untrained",
         world=WorldModel(first.world.representation, dynamics.to(device)).requires_grad_(False).eval(),
-        hashes={"dynamics": twin.hash},
+        hashes={"representation": first.hashes["representation"], "dynamics": twin.hash},
         store=None,
         trained="not at all",
     )

@@ -6,18 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wmrl.comparison import acting, baselines, endings, heldout, measures, pixels, speed, subjects
+from wmrl.comparison import acting, baselines, endings, gradients, heldout, measures, pixels, speed, subjects, words
 from wmrl.comparison.heldout import HeldOut
 from wmrl.comparison.measures import How
-from wmrl.comparison.results import Comparison, Estimate, Findings, Number, estimate
+from wmrl.comparison.results import Comparison, Estimate, Findings, Number, estimate, median
 from wmrl.comparison.subjects import Subject
 from wmrl.data.codes import Codes
 from wmrl.errors import ConfigError
 from wmrl.log import Log
-
-LATENT = "numbers in latent space would not compare, and are left out"
-DIVERGED = "what it gave is not finite everywhere, and the numbers that it spoils are left out"
-NO_END = "no end in the data: the held-out episodes all ran into the time limit"
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Options:
     device: str = "cpu"
 
 
-PARTS = ("likelihood", "dreams", "likeness", "reward and end", "controller")
+PARTS = ("likelihood", "dreams", "observations", "reward and end", "gradients", "controller")
 
 
 class _Work:
@@ -58,8 +54,8 @@ class _Work:
 
     def __init__(self, held: HeldOut, options: Options, log: Log, models: int) -> None:
         self.held, self.options, self.log = held, options, log
-        self.pictures = pixels.comparable(held.episodes.observation)
-        self.shown = pixels.shown_windows(held) if self.pictures else []
+        pictures = pixels.comparable(held.episodes.observation)
+        self.shown = pixels.shown_windows(held) if pictures else []
         self.how = How(options.seed, options.device, self.tick)
         self.done, self.total, self.what = 0, (len(PARTS) + int(options.speed)) * models, ""
 
@@ -104,7 +100,8 @@ def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
     log.say(f"{len(held.numbers)} held-out episodes, {len(held.window)} windows of {held.steps} steps")
     twin = baselines.untrained(first, options.device)
     beside = [] if twin.hashes["dynamics"] in {subject.hashes["dynamics"] for subject in found} else [twin]
-    beside.append(baselines.last_latent(first, held, seed=options.seed, device=options.device))
+    reference = subjects.reference_of(found)
+    beside.append(baselines.last_latent(reference, held, seed=options.seed, device=options.device))
     for baseline in beside:
         if baseline.name in {subject.name for subject in found}:
             baseline.name += " (baseline)"
@@ -115,15 +112,18 @@ def compare(logdirs: Sequence[Path], options: Options, log: Log) -> Comparison:
         work.begin("speed")
         for model, rates in zip(models, speed.measure(found, options.device, work.tick), strict=True):
             model.numbers.update(rates)
+            if rates:
+                model.numbers["train_steps"] = rates["train"] * model.subject.length
         work.end(len(found))
-    notes += _notes(models)
+    notes += words.notes(models)
+    settings = {"samples": options.samples, "seed": options.seed, "device": options.device}
     return Comparison(
         models,
-        _about(first, held, options),
+        words.about(first, held, settings),
         notes,
         pixels.moments(held),
         [pixels.real_strip(held, row) for row in work.shown],
-        [pixels.seen_strip(first.world, held, row) for row in work.shown],
+        [] if reference.bare else [pixels.seen_strip(reference.world, held, row) for row in work.shown],
     )
 
 
@@ -132,12 +132,12 @@ def _measured(found: Sequence[Subject], work: _Work) -> list[Findings]:
     encoded: dict[str, Codes] = {}
     models = []
     for subject in found:
-        key = subject.hashes.get("representation", found[0].hashes["representation"])
+        key = subject.hashes["representation"]
         if key not in encoded:
             work.begin("encoding held-out frames")
             encoded = {key: work.held.encode(subject.world, work.options.device, work.tick)}
         model = Findings(subject, numbers={"parameters": float(subject.parameters)})
-        for name, measure in zip(PARTS, (_likelihood, _dreams, _likeness, _outcomes, _acting), strict=True):
+        for name, measure in zip(PARTS, MEASURES, strict=True):
             work.begin(f"{subject.name}: {name}")
             measure(model, encoded[key], work)
             work.end()
@@ -169,31 +169,40 @@ def _dreams(model: Findings, codes: Codes, work: _Work) -> None:
     model.put("reward_dream", held.by_episode(found.reward.mean(1), found.mask))
     steps, wrong = _curve(found.reward.mean(1), found.mask)
     model.curves["reward"] = (steps, [float(x) for x in np.cumsum(wrong) / np.arange(1, len(wrong) + 1)])
-    for h in pixels.horizons(held) if subject.shares else ():
+    compares = subject.shares and not subject.bare
+    for h in pixels.horizons(held) if compares else ():
         errors, mask = found.latent[..., h - 1], found.mask[:, h - 1]
         model.put(f"latent_{h}", held.by_episode(errors.mean(1), mask))
         model.put(f"latent_{h}_best", held.by_episode(errors.min(1), mask))
-    if subject.shares:
+    if compares:
         model.curves["latent"] = _curve(found.latent.mean(1), found.mask)
         drawn = measures.noise(subject.world, held, codes, work.how)
         model.put("floor", held.by_episode(drawn, np.ones(len(drawn))))
 
 
-def _likeness(model: Findings, codes: Codes, work: _Work) -> None:
+def _observations(model: Findings, codes: Codes, work: _Work) -> None:
     found, model.dreams = model.dreams, None  # many latents: they are not kept
-    if not work.pictures or found is None:
-        return
+    assert found is not None
     world, held = model.subject.world, work.held
     reached = pixels.horizons(held)
-    alike = pixels.similarity(world, held, found, work.tick)
-    for i, h in enumerate(reached):
-        mask = found.mask[:, h - 1]
-        model.put(f"ssim_{h}", held.by_episode(alike[..., i].mean(1), mask))
-        model.put(f"ssim_{h}_best", held.by_episode(alike[..., i].max(1), mask))
-    at, mean = _curve(alike.mean(1), np.stack([found.mask[:, h - 1] for h in reached], 1))
-    model.curves["ssim"] = ([float(reached[int(i) - 1]) for i in at], mean)
-    limit = pixels.ceiling(world, held)
-    model.put("ceiling", held.by_episode(limit, np.ones(len(limit))))
+    masks, each = [found.mask[:, h - 1] for h in reached], []
+    for h, mask in zip(reached, masks, strict=True):
+        each.append(pixels.apart(world, held, found, h))
+        model.put(f"seen_{h}", held.by_episode(each[-1].error.mean(1), mask))
+        model.put(f"seen_{h}_best", held.by_episode(each[-1].error.min(1), mask))
+        if (alike := each[-1].alike) is not None:
+            model.put(f"ssim_{h}", held.by_episode(alike.mean(1), mask))
+            model.put(f"ssim_{h}_best", held.by_episode(alike.max(1), mask))
+        work.tick()
+    opened = pixels.apart(world, held, found, 0)
+    model.put("seen_0", held.by_episode(opened.error[:, 0], np.ones(len(opened.error))))
+    curves = {"seen": np.stack([at.error.mean(1) for at in each], 1)}
+    if opened.alike is not None:
+        model.put("ceiling", held.by_episode(opened.alike[:, 0], np.ones(len(opened.alike))))
+        curves["ssim"] = np.stack([at.alike.mean(1) for at in each if at.alike is not None], 1)
+    for name, values in curves.items():
+        at, mean = _curve(values, np.stack(masks, 1))
+        model.curves[name] = ([float(reached[int(i) - 1]) for i in at], mean)
     model.strips = [pixels.dream_strip(world, held, found, row) for row in work.shown]
 
 
@@ -211,6 +220,19 @@ def _outcomes(model: Findings, codes: Codes, work: _Work) -> None:
         model.put("brier", _per_episode((found.end - found.ended) ** 2, found.episode, count))
 
 
+def _gradients(model: Findings, codes: Codes, work: _Work) -> None:
+    found = gradients.norms(model.subject.world, work.held, codes, work.how)
+    if found is None:
+        return
+    model.slopes = True
+    norms, episode = found
+    for name, each in norms.items():
+        middle = [median(np.where(np.isnan(at), np.inf, at), episode) for at in each.T]
+        model.numbers |= {f"{name}_{h}": number for h, number in zip(gradients.HORIZONS, middle, strict=True)}
+        there = [(float(h), x.value) for h, x in zip(gradients.HORIZONS, middle, strict=True) if x is not None]
+        model.curves[name] = ([h for h, _ in there], [value for _, value in there])
+
+
 def _acting(model: Findings, codes: Codes, work: _Work) -> None:
     subject = model.subject
     model.score = acting.real(subject, work.log)
@@ -219,6 +241,10 @@ def _acting(model: Findings, codes: Codes, work: _Work) -> None:
     model.numbers["dreamt"] = None
     if returns is not None:
         model.put("dreamt", returns)
+
+
+MEASURES = (_likelihood, _dreams, _observations, _outcomes, _gradients, _acting)
+"""One for each of `PARTS`."""
 
 
 def _per_episode(values: np.ndarray, episode: np.ndarray, count: int) -> np.ndarray:
@@ -240,37 +266,3 @@ def _curve(values: np.ndarray, mask: np.ndarray) -> tuple[list[float], list[floa
     total = np.where(mask > 0, values, 0).sum(0, dtype=np.float64)
     steps = [i for i in range(len(count)) if count[i] and np.isfinite(total[i])]
     return [float(i + 1) for i in steps], [float(total[i] / count[i]) for i in steps]
-
-
-def _notes(models: Sequence[Findings]) -> list[str]:
-    others = [model.subject.name for model in models if not model.subject.shares]
-    notes = [f"{name} has another representation than {models[0].subject.name}: {LATENT}" for name in others]
-    notes += [f"{model.subject.name} diverged: {DIVERGED}" for model in models if model.diverged]
-    if said := acting.protocols({model.subject.name: model.score for model in models if model.score is not None}):
-        notes.append(said)
-    if not models[0].ends:
-        notes.append(NO_END)
-    elif models[0].ends < 30:
-        notes.append(f"the held-out episodes hold only {models[0].ends} ends: AUC and calibration are rough")
-    return notes
-
-
-def _about(first: Subject, held: HeldOut, options: Options) -> dict:
-    episodes = held.episodes
-    count = len(held.numbers)
-    title = f"{episodes.env['id']}: {count} held-out episodes of {episodes.path}, {len(held.window)} windows"
-    return {
-        "title": title,
-        "environment": episodes.env["id"],
-        "dataset": {"path": str(episodes.path), "hash": first.hashes["data"], "episodes": held.count},
-        "representation": first.hashes["representation"],
-        "held_out": {
-            "episodes": [int(number) for number in held.numbers],
-            "windows": len(held.window),
-            "steps": held.steps,
-            "warmup": held.warmup,
-            "horizon": held.horizon,
-            "horizons": pixels.horizons(held),
-        },
-        "settings": {"samples": options.samples, "seed": options.seed, "device": options.device},
-    }

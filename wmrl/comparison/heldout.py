@@ -1,5 +1,6 @@
 """The episodes that no model has learnt from, and the windows of them that all models see."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from wmrl import interrupts
-from wmrl.comparison.subjects import Split, Subject
+from wmrl.comparison.subjects import Split, Subject, bare
 from wmrl.data.codes import ENCODED_AT_ONCE, Codes, Encoder
 from wmrl.data.episodes import Episodes, split
 from wmrl.data.windows import cut
@@ -26,6 +27,8 @@ LEAST = 2
 """Held-out episodes below which no interval means anything."""
 MOST = 64
 """Held-out episodes that are looked at; more would only take longer."""
+MEMORY = 1 << 29
+"""Bytes that they may have where a model sees the observations themselves: they are kept as they are."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ class HeldOut:
             tick: Called after each block of frames.
         """
         encoder = Encoder(world.representation, device)
+        plain = bare(world, self.episodes.observation)  # vectors would lose half their digits as codes
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("code", "action", "reward", "terminated")}
         for number in self.numbers:
             low, high = (int(row) for row in self.episodes.start[number : number + 2])
             for a in range(low, high, ENCODED_AT_ONCE):
                 found = self.episodes.read(a, min(a + ENCODED_AT_ONCE, high))
-                found["code"] = encoder(found["obs"])
+                found["code"] = found["obs"] if plain else encoder(found["obs"])
                 for name, parts in columns.items():
                     parts.append(found[name])
                 tick()
@@ -133,8 +137,12 @@ def hold_out(episodes: Episodes, subjects: Sequence[Subject], *, starts: int, se
             "train them with the same seed and validation, or on more episodes"
         )
     draw = rng(seed, "compare", "windows")
-    if len(numbers) > MOST:
-        numbers = np.sort(draw.choice(numbers, MOST, replace=False))
+    most = MOST
+    if any(subject.bare for subject in subjects):
+        row = math.prod(episodes.observation.shape) * episodes.dtype.itemsize
+        most = min(MOST, max(LEAST, MEMORY // int(row * (episodes.lengths[numbers].mean() + 1))))
+    if len(numbers) > most:
+        numbers = np.sort(draw.choice(numbers, most, replace=False))
     lengths = episodes.lengths[numbers]
     window = np.sort(np.arange(max(starts, 1)) % len(numbers))
     steps = int(min(STEPS, lengths[window].max()))

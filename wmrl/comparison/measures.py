@@ -138,10 +138,12 @@ class Dreams:
     """Dreams with the actions that were taken, held against what happened; K windows, S samples, H steps.
 
     Args:
-        latent: (K, S, H) mean squared error per dimension, from the most likely latent of the real frame.
+        latent: (K, S, H) mean squared error per dimension, from the most likely latent of the real frame. Pictures and
+            grids that are their own latents are in 0..1, and NaN stands at steps that nothing was decoded for.
         reward: (K, S, H) squared error.
         mask: (K, H), 0 where the episode has ended.
-        dreamt: Step -> (K, S, *latent), the latents dreamt after so many steps.
+        dreamt: Step -> (K, S, *latent), the latents dreamt after so many steps; after none (K, 1, *latent), the latent
+            of the state that the dreams begin in.
     """
 
     latent: np.ndarray
@@ -177,24 +179,34 @@ def _dream(world: WorldModel, held: HeldOut, batch: Batch, samples: int, rng: to
     dynamics, count, warm = world.dynamics, len(batch.action), held.warmup
     assert batch.code is not None
     truth = world.draw(batch.code[:, : warm + held.horizon + 1], sample=False)  # (B, W + H + 1, *Z)
+    frames = truth.dtype in (torch.uint8, torch.bool)  # they are their own latents, and dear to decode
+    unit = world.representation.decode if frames else torch.Tensor.float
     state: State = dynamics.start(truth[:, 0], rng=rng)
     for t in range(warm):
         state = dynamics.observe(state, batch.action[:, t], truth[:, t + 1], rng=rng)
     each = torch.arange(count, device=truth.device).repeat_interleave(samples)
+    latents, rewards, dreamt = [], [], {0: _kept(unit(dynamics.latent(state)), frames).unsqueeze(1)}
     state = take(state, each)
-    latents, rewards, dreamt = [], [], {}
     for h in range(1, held.horizon + 1):
         interrupts.check()
         at = warm + h - 1
         state, reward, _ = dynamics.imagine(state, batch.action[each, at], rng=rng, temperature=1.0)
-        z = dynamics.latent(state)
-        latents.append((z.float() - truth[each, at + 1]).flatten(1).square().mean(1))
         rewards.append((reward - batch.reward[each, at]).square())
+        if frames and h not in SHOWN:
+            latents.append(torch.full_like(rewards[-1], torch.nan))
+            continue
+        z = unit(dynamics.latent(state))
+        latents.append((z - unit(truth[each, at + 1])).flatten(1).square().mean(1))
         if h in SHOWN:
-            dreamt[h] = z.unflatten(0, (count, samples)).cpu()
+            dreamt[h] = _kept(z, frames).unflatten(0, (count, samples))
     mask = batch.mask[:, warm : warm + held.horizon]
     latent, reward = (torch.stack(c, 1).unflatten(0, (count, samples)).cpu().numpy() for c in (latents, rewards))
     return Dreams(latent, reward, mask.cpu().numpy(), dreamt)
+
+
+def _kept(z: Tensor, frames: bool) -> Tensor:
+    """Latents as they are kept; pictures, of which there are many, in half as many bytes."""
+    return (z.half() if frames else z).cpu()
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wmrl.comparison import plots, speed, table
+from wmrl.comparison import gradients, plots, speed, table
 from wmrl.comparison.results import Comparison, Findings
 
 READING = (
@@ -105,7 +105,7 @@ def _strips(comparison: Comparison) -> str:
     for k, real in enumerate(comparison.real):
         steps = "".join(f"<span>{'seen' if step == 0 else f'+{step}'}</span>" for step in comparison.moments)
         rows = [("", f'<div class="moments">{steps}</div>'), ("real", _image(real))]
-        rows.append((f"reconstructed by V{_whose(comparison)}", _image(comparison.seen[k])))
+        rows += [(f"reconstructed by V{_whose(comparison)}", _image(strip)) for strip in comparison.seen[k : k + 1]]
         rows += [(model.subject.name, _image(model.strips[k])) for model in comparison.models if model.strips]
         parts.append(
             f'<div class="strip">{"".join(f"<div>{escape(n)}</div><div>{cell}</div>" for n, cell in rows)}</div>'
@@ -116,7 +116,7 @@ def _strips(comparison: Comparison) -> str:
 def _whose(comparison: Comparison) -> str:
     """Says whose V, where models have several."""
     several = not all(model.subject.shares for model in comparison.models)
-    return f" of {comparison.models[0].subject.name}" if several else ""
+    return f" of {next(model.subject.name for model in comparison.models if model.subject.shares)}" if several else ""
 
 
 def _image(strip: np.ndarray) -> str:
@@ -138,14 +138,22 @@ def _method(about: dict[str, Any]) -> list[str]:
         f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
         "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. Models "
         "learn to predict draws from V's code, and one that predicts them rightly errs no less than they do; in the "
-        "mean by twice the spread of its distribution, less in the best of its dreams. SSIM (Wang et al. 2004) is "
-        "computed by scikit-image against the real frame, and V's reconstructions limit it.",
+        "mean by twice the spread of its distribution, less in the best of its dreams. Models with another "
+        "representation compare in observations: decoded frames, in 0..1, are held against the real ones (vectors in "
+        "their own units), by squared error and by SSIM (Wang et al. 2004, as scikit-image computes it, channel by "
+        "channel). What a model shows of the state that the dream begins in, of V's latent or of its own, limits both.",
         "Rewards and ends: before every step of every held-out episode, eyes open, the model is asked what the step "
         "will lead to. AUC is the Mann-Whitney statistic over all steps, its interval from whole episodes resampled; "
         "the calibration error uses ten bins of equal mass.",
         "Baselines: the first model's network with the weights that its training began with; and a Gaussian around the "
-        "last latent whose scale per dimension is fitted on training windows, with the mean reward and the share of "
-        "steps that end.",
-        f"Speed: the dynamics alone, in float32, all models in turns, the best of {speed.ROUNDS} rounds. "
+        "last latent whose scale per dimension is fitted on training windows (where pictures are their own latents, "
+        "the last picture), with the mean reward and the share of steps that end.",
+        f"Gradients (after Ma et al. 2024): up to {gradients.STARTS} dreams at temperature 1 that begin where the eyes "
+        "close and never end, by one freshly initialised mlp actor, the same and with the same noise for all models "
+        "but for the size of the features, which it sees detached, as in training. Norms of each dream's own gradient; "
+        "the median over dreams, whole episodes resampled. Of discrete draws it is the straight-through estimate. "
+        "Where a model cannot look back far enough from a reward to an action, there is none.",
+        f"Speed: the dynamics alone, in float32, all models in turns, the best of {speed.ROUNDS} rounds; training in "
+        f"the model's own batches, of at most {speed.TRAIN_ROWS} windows. "
         "Returns in the dream are what the controller thinks it gets: higher is not better.",
     ]

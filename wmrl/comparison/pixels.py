@@ -1,4 +1,6 @@
-"""Dreams as pictures: how like the real frames they are, and strips of both to look at."""
+"""Dreams as observations: how far they are from the real ones, how like real frames, and strips of both."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -6,7 +8,7 @@ from torch import Tensor
 
 from wmrl import interrupts
 from wmrl.comparison.heldout import HORIZONS, HeldOut, blocks, tensor
-from wmrl.comparison.measures import SHOWN, Dreams, Tick
+from wmrl.comparison.measures import SHOWN, Dreams
 from wmrl.images import grid
 from wmrl.spec import Space
 from wmrl.world import WorldModel
@@ -38,36 +40,33 @@ def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([structural_similarity(x, y, win_size=SIDE, channel_axis=0, data_range=1.0) for x, y in pairs])
 
 
+class Apart(NamedTuple):
+    """How far dreamt observations are from real ones; where the episode has ended it means nothing."""
+
+    error: np.ndarray  # (K, S) squared, mean over all numbers
+    alike: np.ndarray | None  # (K, S) SSIM; None where observations are no pictures
+
+
 @torch.inference_mode()
-def similarity(world: WorldModel, held: HeldOut, found: Dreams, tick: Tick) -> np.ndarray:
-    """SSIM (K, S, horizons) of dreamt and real frames; where the episode has ended it means nothing.
+def apart(world: WorldModel, held: HeldOut, found: Dreams, step: int) -> Apart:
+    """Hold what was dreamt against what was there, after `step` steps; after none, what is shown with open eyes.
 
     Args:
         world: Its representation decodes.
         held: The windows.
-        found: The dreams in them.
-        tick: Called after each horizon.
+        found: The dreams in them, S from each; after no step there is one state for all.
+        step: One of those whose latents were kept.
     """
-    columns = []
-    for h in horizons(held):
-        real, z = unit(held.frames(np.arange(len(held.window)), h)), found.dreamt[h]
-        samples = z.shape[1]
-        pairs = []
-        for rows in blocks(len(z), max(1, BLOCK // samples)):
-            interrupts.check()
-            shown = decoded(world, z[rows].flatten(0, 1))
-            pairs.append(likeness(shown, real[rows].repeat(samples, 0)))
-        columns.append(np.concatenate(pairs).reshape(len(z), samples))
-        tick()
-    return np.stack(columns, -1)
-
-
-@torch.inference_mode()
-def ceiling(world: WorldModel, held: HeldOut) -> np.ndarray:
-    """SSIM (K,) of the real frames when the dreams begin and what the representation makes of them: dreams' limit."""
-    frames = held.frames(np.arange(len(held.window)), 0)
-    shown = [decoded(world, _seen(world, frames[rows])) for rows in blocks(len(frames), BLOCK)]
-    return likeness(np.concatenate(shown), unit(frames))
+    real, z = unit(held.frames(np.arange(len(held.window)), step)), found.dreamt[step]
+    samples, pictures = z.shape[1], comparable(held.episodes.observation)
+    errors, alike, shape = [], [], z.shape[:2]
+    for rows in blocks(len(z), max(1, BLOCK // samples)):
+        interrupts.check()
+        shown, truth = decoded(world, z[rows].flatten(0, 1)), real[rows].repeat(samples, 0)
+        errors.append(np.square(shown - truth).reshape(len(truth), -1).mean(1))
+        if pictures:
+            alike.append(likeness(shown, truth))
+    return Apart(np.concatenate(errors).reshape(shape), np.concatenate(alike).reshape(shape) if pictures else None)
 
 
 @torch.inference_mode()
@@ -85,10 +84,9 @@ def seen_strip(world: WorldModel, held: HeldOut, row: int) -> np.ndarray:
 
 @torch.inference_mode()
 def dream_strip(world: WorldModel, held: HeldOut, found: Dreams, row: int) -> np.ndarray:
-    """The first dream of window `row` at the same moments; the first picture is the last that was seen."""
-    first = decoded(world, _seen(world, held.frames(np.array([row]), 0)))
-    latents = torch.stack([found.dreamt[step][row, 0] for step in moments(held)[1:]])
-    return grid([[*first, *np.nan_to_num(decoded(world, latents))]])
+    """The first dream of window `row` at the same moments; the first picture is of the state that it begins in."""
+    latents = torch.stack([found.dreamt[step][row, 0] for step in moments(held)])
+    return grid([np.nan_to_num(decoded(world, latents))])
 
 
 def moments(held: HeldOut) -> list[int]:
@@ -109,13 +107,14 @@ def shown_windows(held: HeldOut) -> list[int]:
 
 
 def decoded(world: WorldModel, latent: Tensor) -> np.ndarray:
-    """Frames (n, C, H, W) in 0..1 of latents (n, *Z)."""
+    """Frames (n, C, H, W) in 0..1 of latents (n, *Z), or vectors (n, V)."""
     device = next((p.device for p in world.parameters()), torch.device("cpu"))
-    return world.representation.decode(latent.to(device)).float().clamp(0, 1).cpu().numpy()
+    shown = world.representation.decode(latent.to(device)).float()
+    return (shown if shown.ndim == 2 else shown.clamp(0, 1)).cpu().numpy()
 
 
 def unit(frames: np.ndarray) -> np.ndarray:
-    """Real frames as float in 0..1."""
+    """Real frames as float in 0..1, vectors in their own units."""
     return frames.astype(np.float32) / (255 if frames.dtype == np.uint8 else 1)
 
 

@@ -14,6 +14,13 @@ COLOURS = ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 GREY = "#8c8c8c"
 """Of the baselines, which also have lines of their own kind."""
 LINES = ("--", ":")
+GRADIENTS = {
+    "actor_mean": "Gradient of the mean of all rewards at the actor's parameters, norm against the horizon",
+    "actor_last": "Gradient of the last reward alone at the actor's parameters",
+    "action_mean": "Gradient of the mean of all rewards at the first action",
+    "action_last": "Gradient of the last reward alone at the first action",
+}
+"""Titles of the curves of gradients."""
 
 
 def draw(comparison: Comparison) -> dict[str, str]:
@@ -24,8 +31,10 @@ def draw(comparison: Comparison) -> dict[str, str]:
         "Nats per dimension against the step of a window, eyes open": _lines(models, "nats", "step", mark=warm),
         "Training: nats on each model's own validation windows": _lines(models, "training", "gradient steps"),
         "Latent error of dreams against the horizon": _lines(models, "latent", "dreamt steps", log=True),
+        "Squared error of dreamt observations against the horizon": _lines(models, "seen", "dreamt steps", log=True),
         "Likeness (SSIM) of dreamt frames against the horizon": _lines(models, "ssim", "dreamt steps", limit=True),
         "Squared error of the reward, mean of all dreamt steps so far": _lines(models, "reward", "dreamt steps"),
+        **{title: _lines(models, name, "dreamt steps", log=True) for name, title in GRADIENTS.items()},
         "Ends: what happened against what was predicted": _reliability(models),
     }
     return {title: svg for title, svg in sheets.items() if svg}
@@ -52,14 +61,18 @@ def _lines(
     sheet, plot = _sheet()
     for i in there:
         x, y = models[i].curves[name]
-        plot.plot(x, y, linewidth=1.6, marker="o" if len(x) < 10 else "", markersize=3.5, **styles(models)[i])
+        style = styles(models)[i]
+        plot.plot(x, y, linewidth=1.6, marker="o" if len(x) < 10 else "", markersize=3.5, **style)
+        between = [models[i].numbers.get(f"{name}_{step:g}") for step in x]
+        if all(isinstance(number, Estimate) for number in between):
+            low, high = ([getattr(number, end) for number in between] for end in ("low", "high"))
+            plot.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     if log:
         plot.set_yscale("log")
-    if limit and isinstance(top := models[0].numbers.get("ceiling"), Estimate):
+    shared = all(model.subject.shares and not model.subject.bare for model in models)  # one V is one limit
+    if limit and shared and isinstance(top := models[0].numbers.get("ceiling"), Estimate):
         plot.axhline(top.value, color=INK, linewidth=0.8, linestyle="-.")
-        plot.annotate(
-            "V's reconstructions", (1, top.value), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-        )
+        plot.annotate("open eyes", (1, top.value), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     if mark and plot.get_xlim()[1] > mark:
         plot.axvline(mark, color=INK, linewidth=0.8, alpha=0.5)
     plot.set_xlabel(below)

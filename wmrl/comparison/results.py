@@ -10,6 +10,7 @@ from wmrl.comparison.endings import Bin
 from wmrl.comparison.measures import Dreams
 from wmrl.comparison.subjects import Subject
 from wmrl.evaluation import Score
+from wmrl.seeding import rng
 from wmrl.stats import interval
 
 RESAMPLES = 5000
@@ -46,10 +47,11 @@ class Findings:
     Args:
         subject: The model.
         numbers: By the keys of `table.sections`; None where a number means nothing here.
-        curves: Name -> (x, y): `nats`, `training`, `latent`, `ssim`, `reward`.
+        curves: Name -> (x, y): `nats`, `training`, `latent`, `seen`, `ssim`, `reward`, those of `gradients.NAMES`.
         reliability: Predicted and true frequencies of an end.
         strips: Pictures (height, width, 3) uint8, one for each window that is shown.
         ends: How many ends the held-out episodes hold.
+        slopes: Whether gradients of its rewards reach actions.
         diverged: Whether something that was measured is no finite number.
         score: Of its controller in the real environment.
         dreams: What it dreamt, until the frames have been compared.
@@ -61,6 +63,7 @@ class Findings:
     reliability: list[Bin] = field(default_factory=list)
     strips: list[np.ndarray] = field(default_factory=list)
     ends: int = 0
+    slopes: bool = False
     diverged: bool = False
     score: Score | None = None
     dreams: Dreams | None = None
@@ -81,7 +84,7 @@ class Comparison:
         notes: What a reader has to know.
         moments: Steps that the strips show.
         real: Strips of the real frames, one for each window that is shown.
-        seen: The same frames as the first model's representation sees them.
+        seen: The same frames as the V sees them that latents are compared on; none if there is no V.
     """
 
     models: Sequence[Findings]
@@ -99,6 +102,29 @@ def estimate(each: np.ndarray) -> Estimate | None:
         return None
     low, high = interval(there, resamples=RESAMPLES, key=("compare", "interval"))
     return Estimate(each, float(there.mean()), low, high)
+
+
+def median(each: np.ndarray, episode: np.ndarray) -> Estimate | None:
+    """The (lower) median of numbers of which some may be infinite, and its interval, whole episodes resampled.
+
+    Args:
+        each: (N,), not NaN.
+        episode: (N,) of which episode each is.
+
+    Returns:
+        None if there is no number, or an infinite one would have to be told.
+    """
+    if not len(each):
+        return None
+    order = np.argsort(each, kind="stable")
+    names, of = np.unique(episode[order], return_inverse=True)
+    drawn = rng("compare", "median").multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    weight = np.concatenate([np.ones((1, len(names)), int), drawn])[:, of].cumsum(1)  # (1 + resamples, N)
+    middle = each[order][(2 * weight >= weight[:, -1:]).argmax(1)]
+    value, (low, high) = middle[0], np.percentile(middle[1:], [2.5, 97.5], method="nearest")
+    if not np.isfinite([value, low, high]).all():
+        return None
+    return Estimate(np.empty(0), float(value), float(low), float(high))
 
 
 def best(numbers: Sequence[Number], better: str) -> set[int]:

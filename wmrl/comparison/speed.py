@@ -14,7 +14,7 @@ from wmrl.seeding import generator
 from wmrl.spec import Batch, State, take
 
 TRAIN_ROWS, DREAM_ROWS, AWAKE_ROWS, AWAKE_STEPS = 64, 1024, 64, 200
-"""Windows in a batch of training; dreams together; rows together with open eyes, and for how many steps."""
+"""Windows in a batch of training at most; dreams together; rows together with open eyes, and for how many steps."""
 ROUNDS = 5
 SECONDS = 0.5
 """How long a training or a dream is measured in each round, at least; one step of each is always made."""
@@ -26,8 +26,8 @@ Rates = dict[str, float]
 def measure(subjects: Sequence[Subject], device: str, tick: Tick) -> list[Rates]:
     """The best rates of each model, of the dynamics alone: `train` windows/s, `dream` and `awake` steps/s.
 
-    The best, for other work on the machine only slows. Training is in float32, on 64 windows of the length that the
-    model was trained with. Dreams begin where 200 steps with open eyes have filled whatever memory there is.
+    The best, for other work on the machine only slows. Training is in float32, on batches as the model was trained on,
+    of 64 windows at most. Dreams begin where 200 steps with open eyes have filled whatever memory there is.
 
     Args:
         subjects: The models.
@@ -52,7 +52,7 @@ def _train(subject: Subject, device: str) -> float:
     dynamics = copy.deepcopy(subject.world.dynamics).requires_grad_(True).train()
     parameters = list(dynamics.parameters())
     optimizer = optimizers.make(parameters, subject.fit)
-    rows, steps, rng = TRAIN_ROWS, subject.length, generator("speed", device=device)
+    rows, steps, rng = min(TRAIN_ROWS, subject.fit.batch), subject.length, generator("speed", device=device)
     flat = torch.zeros(rows, steps, device=device)
     action = torch.zeros(rows, steps, _actions(subject), device=device)
     batch = Batch(None, action, flat, flat, torch.ones_like(flat))

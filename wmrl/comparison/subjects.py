@@ -11,6 +11,7 @@ from wmrl.artifact import Artifact
 from wmrl.data.episodes import Episodes
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Fit, Pipeline
+from wmrl.spec import Space
 from wmrl.store import Store
 from wmrl.world import WorldModel
 
@@ -36,14 +37,16 @@ class Subject:
         name: A column's head.
         kind: The kind of its dynamics: "mdn-rnn".
         world: Frozen, in eval mode.
-        hashes: Content hashes: `data`, `representation`, `dynamics`; of a baseline `dynamics` at most.
+        hashes: Content hashes: `data`, `representation`, `dynamics`; of a baseline no data, and of a guess no model.
         length: Steps of the windows that it was trained on.
         store: Its logdir; None for a baseline.
         trained: How long it was trained, or on how much, in words.
         splits: How its parts were kept from the held-out episodes; of a model none of a part that was never trained.
         fit: The settings that it was trained with.
         sees: The frames and the actions that it was made for.
-        shares: Whether its representation is the first model's: only then do numbers in latent space compare.
+        bare: Whether its latents are the observations themselves.
+        shares: Whether its representation is that of the first model whose latents are none, or of the first model
+            where there is none: only then do numbers in latent space compare.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Subject:
     store: Store | None = None
     trained: str = ""
     splits: tuple[Split, ...] = ()
+    bare: bool = False
     shares: bool = True
 
     @property
@@ -84,10 +88,21 @@ def load(logdirs: Sequence[Path], names: Sequence[str], device: str) -> list[Sub
     if names and (len(names) != len(logdirs) or len(set(names)) < len(names)):
         raise ConfigError(f"--name is given once for each logdir, all different: {len(logdirs)} logdirs, {names}")
     found = [_subject(path, device) for path in logdirs]
+    reference = reference_of(found)
     for subject, name in zip(found, names or labels(real, [subject.kind for subject in found]), strict=True):
         subject.name = name
-        subject.shares = subject.hashes["representation"] == found[0].hashes["representation"]
+        subject.shares = subject.hashes["representation"] == reference.hashes["representation"]
     return found
+
+
+def reference_of(found: Sequence[Subject]) -> Subject:
+    """The model in whose latent space the others are compared: the first that has one, else the first."""
+    return next((subject for subject in found if not subject.bare), found[0])
+
+
+def bare(world: WorldModel, observation: Space) -> bool:
+    """Whether a world's latents are the observations themselves."""
+    return bool(world.representation.latent == observation) and not any(True for _ in world.representation.parameters())
 
 
 def labels(paths: Sequence[Path], kinds: Sequence[str]) -> list[str]:
@@ -151,6 +166,7 @@ def _subject(logdir: Path, device: str) -> Subject:
         length=fit.length,
         fit=fit,
         sees=(*vae.given, made.given[1]),
+        bare=bare(world, vae.given[0]),  # type: ignore[arg-type]  # a representation is given its observations' space
         store=store,
         trained=_words(made),
         splits=tuple(split for split in splits if split is not None),

@@ -14,6 +14,8 @@ from wmrl.comparison.results import Comparison, Estimate, Findings, Number, best
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 WIDE = 16
 """Characters of a column."""
+GRADIENTS = (1, 10, 50)
+"""Of the horizons of gradients those in the table; the curves and the JSON have all."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Row:
         title: What it is.
         unit: What it is counted in.
         better: "lower", "higher", or "" where neither is.
-        digits: Behind the point.
+        digits: Behind the point; of those below 0 so many that count.
         beside: The key of a further number shown behind it.
         interval: Whether the terminal shows the interval too; the page always does.
     """
@@ -43,7 +45,7 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
     """The lines of the table under their headings."""
     about = comparison.about["held_out"]
     warm, steps, samples = about["warmup"], about["steps"], comparison.about["settings"]["samples"]
-    reached = about["horizons"]
+    reached, seen = about["horizons"], "frames" if about["pictures"] else "observations"
     yield (
         "Next latent, one step ahead (eyes open)",
         [
@@ -58,8 +60,10 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
         [
             *(Row(f"latent_{h}", f"latent error at +{h}", "squared", "lower", 3, f"latent_{h}_best") for h in reached),
             Row("floor", "latent error of draws from V's own code", "squared"),
+            *(Row(f"seen_{h}", f"error of {seen} at +{h}", "squared", "lower", -3, f"seen_{h}_best") for h in reached),
+            Row("seen_0", f"error of {seen} with open eyes: the dreams' limit", "squared", "", -3),
             *(Row(f"ssim_{h}", f"likeness of frames at +{h}", "SSIM", "higher", 3, f"ssim_{h}_best") for h in reached),
-            Row("ceiling", "likeness of V's own reconstructions: the dreams' limit", "SSIM", "", 3),
+            Row("ceiling", "likeness of frames with open eyes: the dreams' limit", "SSIM", "", 3),
         ],
     )
     yield (
@@ -73,11 +77,19 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
         ],
     )
     yield (
+        "Gradient of dreamt rewards at a fresh actor's parameters (at its first action): norm, median of dreams",
+        [
+            *(_slope("mean", f"of the mean of {h} rewards", h) for h in GRADIENTS),
+            *(_slope("last", f"of reward {h} alone", h) for h in GRADIENTS[1:]),
+        ],
+    )
+    yield (
         "Size and speed, here and now",
         [
             Row("parameters", "parameters", "", "", 0),
             Row("window", "steps of a training window", "", "", 0),
             Row("train", "training", "windows/s", "higher", 0),
+            Row("train_steps", "the same", "steps/s", "higher", 0),
             Row("dream", "dreaming, 1,024 rows", "steps/s", "higher", 0),
             Row("awake", "awake, 64 rows", "steps/s", "higher", 0),
         ],
@@ -89,6 +101,10 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
             Row("dreamt", "return in its own dream", "", "", 1, interval=True),
         ],
     )
+
+
+def _slope(what: str, title: str, h: int) -> Row:
+    return Row(f"actor_{what}_{h}", title, "", "", -3, f"action_{what}_{h}", interval=True)
 
 
 def shown(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
@@ -180,7 +196,9 @@ def _cell(row: Row, model: Findings, *, bold: bool) -> Text:
 
 
 def _plain_text(value: float, digits: int) -> str:
-    """A number with so many digits behind the point, and no minus before nothing."""
+    """A number with so many digits behind the point, or so many that count, and no minus before nothing."""
+    if digits < 0:
+        return f"{value:.{-digits}g}"
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
