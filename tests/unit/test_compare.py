@@ -6,79 +6,21 @@ import re
 
 import numpy as np
 import pytest
-import torch
+from compare_runs import ACTIONS, TABLE, dataset, made, meta, run
 
 from wmrl import artifact, evaluation
 from wmrl.cli import main
-from wmrl.comparison import baselines, measures, speed
+from wmrl.comparison import baselines, gradients, measures, speed
 from wmrl.comparison.subjects import labels, load
 from wmrl.config import build, resolved
 from wmrl.controllers import CONTROLLERS
 from wmrl.data.episodes import Episodes
-from wmrl.data.shards import Episode, complete, write_shard
-from wmrl.dynamics import DYNAMICS
+from wmrl.data.shards import complete, write_shard
 from wmrl.pipeline import parse
-from wmrl.representations import REPRESENTATIONS
-from wmrl.spec import Actions, Space
 from wmrl.store import Store
 
-FRAMES, ACTIONS = Space((3, 32, 32)), Actions(1, False)
-META = {
-    "env": {"id": "Toy-v0", "size": 32, "crop": False},
-    "policy": {"policy": "white"},
-    "observation": {"shape": (3, 32, 32), "vocab": None, "dtype": "uint8"},
-    "actions": {"size": 1, "discrete": False},
-}
-TABLE = {
-    "name": "toy",
-    "env": {"id": "Toy-v0", "size": 32},
-    "representation": {"kind": "vae", "latent": 2},
-    "dynamics": {"kind": "mdn-rnn", "hidden": 4, "mixtures": 2},
-    "trainer": {"kind": "cma-es", "dream_steps": 5},
-    "validation": 0.4,
-    "fit": {"dynamics": {"steps": 10, "length": 8}},
-}
 LINEAR = resolved(CONTROLLERS, {"kind": "linear"}, "controller")
 FEW = ("--starts", "12", "--samples", "2", "--no-speed", "-q")
-
-
-def dataset(folder, first=0, count=16, short=()):
-    """Frames whose brightness the action sets; odd episodes end by themselves, `short` ones after two steps."""
-    write_shard(folder, 0, list(made(range(first, first + count), short)), META)
-    complete(folder)
-    return folder
-
-
-def made(numbers, short=()):
-    """The episodes of these numbers."""
-    for number in numbers:
-        rng = np.random.default_rng(number)
-        action = rng.uniform(-1, 1, (3 if number in short else 20 + number % 3, 1)).astype(np.float32)
-        obs = np.full((len(action), 3, 32, 32), 40, np.uint8)
-        obs[1:] = (130 + 90 * action[:-1]).astype(np.uint8)[..., None, None]
-        action[-1], end = 0, np.arange(len(action)) == len(action) - 2
-        yield Episode(obs, action, action[:, 0], end & bool(number % 2), end & (number % 2 == 0), seed=number)
-
-
-def run(logdir, data, *, vae=0, seed=0, pipeline_seed=1):
-    """A logdir with parts of random weights that say they were trained."""
-    pipe = parse({**TABLE, "data": str(data), "seed": pipeline_seed})
-    store = Store(logdir, pipe)
-    logdir.mkdir()
-    store.remember()
-    given, parents = (FRAMES,), {"data": Episodes(data).hash}
-    for name, registry, table, number in (
-        ("vae", REPRESENTATIONS, pipe.representation, vae),
-        ("dynamics", DYNAMICS, pipe.dynamics, seed),
-    ):
-        where = "representation" if name == "vae" else name
-        with torch.random.fork_rng():
-            torch.manual_seed(number)
-            module = build(registry, table, where, *given)
-        made = artifact.of(module, name, resolved(registry, table, where), given, parents=dict(parents))
-        store.save(name, dataclasses.replace(made, facts={"untrained": False, "fit": {"steps": 10, "seconds": 6}}))
-        given, parents[where] = (getattr(module, "latent", None), ACTIONS), made.hash
-    return logdir
 
 
 def act(logdir, returns, episodes=3):
@@ -99,6 +41,7 @@ def act(logdir, returns, episodes=3):
 def two(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "BATCHES", 1)
     monkeypatch.setattr(baselines, "ROWS", 8)
+    monkeypatch.setattr(gradients, "HORIZONS", (1, 5, 10))
     data = dataset(tmp_path / "data")
     return run(tmp_path / "one", data, seed=1), run(tmp_path / "two", data, seed=2)
 
@@ -268,7 +211,7 @@ def test_windows_of_short_episodes_leave_something_to_dream(tmp_path, monkeypatc
 def test_appended_episodes_change_nothing(two, tmp_path, capsys):
     before, _ = compared(capsys, tmp_path / "page.html", *two)
     more = tmp_path / "data"
-    write_shard(more, 16, list(made(range(16, 40))), META)
+    write_shard(more, 16, list(made(range(16, 40))), meta())
     complete(more)
     assert compared(capsys, tmp_path / "page.html", *two)[0] == before
 

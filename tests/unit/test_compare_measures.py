@@ -110,7 +110,7 @@ def test_who_knows_the_truth_has_no_error_and_the_right_nats(known):
     dreams = measures.dreams(world, held, codes, HOW, 3)
     assert dreams.latent.shape == (12, 3, 32) and dreams.latent[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
     assert dreams.reward[dreams.mask[:, None].repeat(3, 1) > 0].max() < 1e-9
-    assert sorted(dreams.dreamt) == [1, 2, 5, 10, 20, 30]
+    assert sorted(dreams.dreamt) == [0, 1, 2, 5, 10, 20, 30]
 
 
 def test_the_first_steps_and_those_beyond_a_training_window_are_told_apart(known, monkeypatch):
@@ -143,15 +143,18 @@ def test_a_dream_that_is_true_is_held_against_the_frame_of_its_moment(known):
         frames = Painted().decode(torch.from_numpy(codes.columns["code"][rows]))
         return {"obs": (255 * frames).round().to(torch.uint8).numpy()}
 
-    episodes = SimpleNamespace(start=codes.start, lengths=codes.lengths, gather=gather)
+    episodes = SimpleNamespace(start=codes.start, lengths=codes.lengths, gather=gather, observation=Space((3, 9, 9)))
     held = dataclasses.replace(held, episodes=episodes)
     world = WorldModel(Painted(), Truth())
     found = measures.dreams(world, held, codes, HOW, 2)
-    alike = pixels.similarity(world, held, found, lambda: None)
-    assert alike.shape == (12, 2, len(pixels.horizons(held))) and alike.min() > 0.999
     steps = sorted(found.dreamt)
-    late = {h: found.dreamt[then] for h, then in zip(steps, [*steps[1:], 1], strict=True)}
-    assert pixels.similarity(world, held, dataclasses.replace(found, dreamt=late), lambda: None).max() < 0.999
+    true = [pixels.apart(world, held, found, step) for step in steps]
+    assert [each.alike.shape for each in true] == [(12, 1), *[(12, 2)] * (len(steps) - 1)]
+    assert all(each.alike.min() > 0.999 and each.error.max() < 1e-5 for each in true)
+    late = {h: found.dreamt[then] for h, then in zip(steps[1:], [*steps[2:], 1], strict=True)}
+    for step in late:
+        wrong = pixels.apart(world, held, dataclasses.replace(found, dreamt=late), step)
+        assert wrong.alike.max() < 0.999 and wrong.error.min() > 1e-5
 
 
 @pytest.mark.parametrize("asked", [1, 50, 1000])
