@@ -134,11 +134,13 @@ def _method(about: dict[str, Any]) -> list[str]:
         f"Nats: latents are drawn from V's code with one fixed noise for all models. Steps 1 to {warm} begin with an "
         f"empty memory; steps {warm + 1} to {steps} go on through observe. The gap takes the same steps once through "
         "observe and once inside windows of the length that the model was trained on: 0 means that what was learnt in "
-        "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps.",
+        "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps. Of a model "
+        "with a stochastic state (rssm, tssm) nats are estimated by weighted draws, and from above.",
         f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
         "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. Models "
         "learn to predict draws from V's code, and one that predicts them rightly errs no less than they do; in the "
-        "mean by twice the spread of its distribution, less in the best of its dreams. Models with another "
+        "mean by twice the spread of its distribution, less in the best of its dreams. A model with a decoder of its "
+        "own (rssm, tssm, latent) shows a mean and not a draw, and may err less than V's draws do. Models with another "
         "representation compare in observations: decoded frames, in 0..1, are held against the real ones (vectors in "
         "their own units), by squared error and by SSIM (Wang et al. 2004, as scikit-image computes it, channel by "
         "channel). What a model shows of the state that the dream begins in, of V's latent or of its own, limits both.",

@@ -12,7 +12,7 @@ from wmrl import stdout
 from wmrl.comparison.results import Comparison, Estimate, Findings, Number, best
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
-WIDE = 16
+WIDE = 18
 """Characters of a column."""
 GRADIENTS = (1, 10, 50)
 """Of the horizons of gradients those in the table; the curves and the JSON have all."""
