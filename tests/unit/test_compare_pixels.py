@@ -86,13 +86,17 @@ def test_models_on_pixels_stand_beside_those_on_a_v_which_have_nats(quick, tmp_p
 )
 def test_grids_and_vectors_compare_too(quick, space, likelihood, tmp_path, capsys):
     data = dataset(tmp_path / "data", space=space)
-    table = {**RSSM, "observation": likelihood}
-    runs = [pixel_run(tmp_path / name, data, table, space, seed=i) for i, name in enumerate(("one", "two"))]
-    found, _ = compared(capsys, tmp_path / "page.html", *runs)
+    tables = {"one": {**RSSM, "observation": likelihood}, "two": {**TSSM, "observation": likelihood}}
+    if space == VECTORS:
+        tables["three"] = {"kind": "mdn-rnn", "hidden": 4, "mixtures": 2}
+    runs = [pixel_run(tmp_path / name, data, table, space) for name, table in tables.items()]
+    names = [word for name in tables for word in ("--name", name)]
+    found, _ = compared(capsys, tmp_path / "page.html", *runs, *names)
     numbers = by_name(found)
     for each in numbers.values():
         assert each["seen_5"] is not None and ("ssim_5" in each) == (space == GRIDS)
-    assert (numbers["one"]["nats"] is not None) == (likelihood == "scaled")
+    assert (numbers["one"]["nats"] is not None) == (numbers["two"]["nats"] is not None) == (likelihood == "scaled")
+    assert space == GRIDS or numbers["three"]["nats"] is not None, "an mdn-rnn takes vectors as they are"
     last = "last frame" if space == GRIDS else "last latent"
     before, after = (np.stack([seen(a, space) for a in np.linspace(-1, 1, 41)]).astype(float) for _ in range(2))
     apart = np.square(before[:, None] - after).mean((-2, -1) if space == VECTORS else (-3, -2, -1)).mean()

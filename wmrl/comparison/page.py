@@ -134,8 +134,8 @@ def _method(about: dict[str, Any]) -> list[str]:
         f"Nats: latents are drawn from V's code with one fixed noise for all models. Steps 1 to {warm} begin with an "
         f"empty memory; steps {warm + 1} to {steps} go on through observe. The gap takes the same steps once through "
         "observe and once inside windows of the length that the model was trained on: 0 means that what was learnt in "
-        "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps. Of a model "
-        "with a stochastic state (rssm, tssm) nats are estimated by weighted draws, and from above.",
+        "windows holds step by step, more than 0 that it does not, less than 0 that the longer memory helps. Of "
+        "models with a stochastic state (rssm, tssm) nats are estimated by weighted draws, and from above.",
         f"Dreams: {warm} steps with open eyes, then {samples} dreams at temperature 1 with the recorded actions. "
         "Latent error is the mean squared distance per dimension from the most likely latent of the real frame. Models "
         "learn to predict draws from V's code, and one that predicts them rightly errs no less than they do; in the "
