@@ -100,7 +100,8 @@ def dreamt(subject: Subject, episodes: Episodes, how: How, log: Log) -> np.ndarr
         return None
     trainer = config.resolved(TRAINERS, store.pipe.trainer, "trainer")
     names = {"temperature": "temperature", "ends": "ends", "dream_steps": "max_steps"}
-    settings: dict[str, Any] = {mine: trainer[its] for its, mine in names.items() if its in trainer}
+    settings: dict[str, Any] = {"max_steps": int(episodes.lengths.max())}  # no real episode is longer
+    settings |= {mine: trainer[its] for its, mine in names.items() if its in trainer}
     bank = first_codes(world, episodes, torch.device(how.device))
     dream = Dream(world, controller, bank, **settings)
     seeds = [seeding.number(how.seed, "compare", "dreams", i) for i in range(DREAMS)]

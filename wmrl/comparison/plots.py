@@ -60,8 +60,8 @@ def _lines(
         return ""
     sheet, plot = _sheet()
     for i in there:
-        there = [(step, value) for step, value in zip(*models[i].curves[name], strict=True) if value > 0 or not log]
-        x, y = zip(*there, strict=True) if there else ((), ())
+        points = [(step, value) for step, value in zip(*models[i].curves[name], strict=True) if value > 0 or not log]
+        x, y = zip(*points, strict=True) if points else ((), ())
         style = styles(models)[i]
         plot.plot(x, y, linewidth=1.6, marker="o" if len(x) < 10 else "", markersize=3.5, **style)
         between = [models[i].numbers.get(f"{name}_{step:g}") for step in x]
