@@ -4,6 +4,7 @@ Published, on this kind of machine: RajGhugare19/dreamerv2 (MinAtar) 0.21 update
 RSSM 290 frames/s and 1.5 s for an update of the actor. Their code is not run here; what float32 gives is, beside bf16.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -159,6 +160,9 @@ def _pictures(bench: Bench, wanted: str) -> Iterator[Row]:
         times = _in_turns(sides, count, _from_states, rows, STARTS // rows - 1)
         best = min(times, key=lambda kind: middle(times[kind]))
         speeds = ", ".join(f"{kind} {middle(took):.2f} s" for kind, took in times.items())
+        bare = dataclasses.replace(PICTURES, trainer={"kind": "reward"})
+        without = _in_turns({best: Parts(bare, PICTURE, best)}, count, _from_states, rows, STARTS // rows - 1)[best]
+        speeds += f"; no critic ({bare.trainer['kind']}): {middle(without):.2f} s"
         detail = f"{STARTS} starts, 15 steps, through the dynamics; {speeds}; {bench.machine()}"
         yield Row("n  update of an RSSM's actor", middle(times[best]), 0.5, at_most=True, unit=" s", detail=detail)
 
