@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wmrl import files
-from wmrl.data import shards
+from wmrl.data import growing, reader, shards
 from wmrl.data.episodes import Episodes
 from wmrl.data.replay import Replay
 from wmrl.data.windows import windows
@@ -82,6 +82,19 @@ def test_what_is_drawn_is_what_was_recorded_at_every_step(replay):
         assert replay.steps == 3 * n == replay.lengths.sum()
         check_truth(replay)
     assert len(shards.scan(replay.folder)) > 3
+
+
+def test_the_capacity_lies_in_fewer_shards_than_stay_open(tmp_path, monkeypatch):
+    assert growing.SHARDS < reader.MOST_OPEN
+    monkeypatch.setattr(growing, "SHARDS", 4)
+    with Replay(tmp_path / "data", META, capacity=200, **SMALL) as replay:
+        loop = Loop(replay)
+        for _ in range(120):
+            loop.step()
+        replay.flush()
+        lengths, names = replay._finished.lengths, shards.scan(replay.folder)
+    rows = [sum(lengths[n.first : n.first + n.count]) + n.count for n in names]
+    assert len(rows) > 4 and min(rows[:-1]) >= 50, "the last one is what was left"
 
 
 def test_the_newest_step_can_be_drawn_at_once(replay):

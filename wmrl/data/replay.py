@@ -31,7 +31,8 @@ from wmrl.locking import lock
 MEMORY = 1 << 28
 """Bytes of the newest finished episodes that stay in memory."""
 SHARD_BYTES = 1 << 24
-"""Bytes of finished episodes that make a shard: what waits for it is in memory and in every saved state."""
+"""Bytes of finished episodes that make a shard, at least (see `growing.SHARDS`): what waits for it is in memory and in
+every saved state."""
 
 
 class Outcome(Protocol):
@@ -70,7 +71,7 @@ class Replay:
         meta: What every shard says of its making (as `generate` has it): environment, policy, seed, actions.
         capacity: Steps that windows are drawn from: of more, the oldest episodes are left out (they stay on disk).
         memory: Bytes of the newest finished episodes that stay in memory.
-        shard: Bytes of finished episodes that make a shard.
+        shard: Bytes of finished episodes that make a shard, at least.
 
     Raises:
         ArtifactError: if what is there is damaged.
@@ -98,7 +99,7 @@ class Replay:
 
     def _open(self, names: Sequence[Name]) -> None:
         """Begin with these shards, and nothing else."""
-        self._finished = Growing(self.folder, names, self._writer, *self._sizes)
+        self._finished = Growing(self.folder, names, self._writer, *self._sizes, self.capacity)
         self._playing: dict[int, Track] = {}  # in the order in which they were begun
         self._live, self._oldest = sum(self._finished.lengths), 0
         self._forget()
@@ -209,8 +210,8 @@ class Replay:
             )
         with self._lock:
             self._finished.disk.close()
+            self._open(names)  # looks at them, and may refuse
             drop_later(self.folder, names)
-            self._open(names)
             borders = (self._finished.durable + np.cumsum(tree["cuts"], dtype=np.int64)).tolist()
             for number, episode in enumerate(unpack(tree["finished"]), self._finished.durable + 1):
                 self._finished.keep(episode)

@@ -90,7 +90,7 @@ def _keep(logdir: Path, scores: dict[int, Score], part: Log) -> None:
     for step in sorted(kept):
         part.metrics(step, kept[step].metrics())
     if apart:
-        part.say(f"{apart} more snapshots are scored, but not under {of.id}: the metrics leave them out")
+        part.say(f"snapshots that are scored, but not under {of.id}, are left out of the metrics: {apart}")
 
 
 def _table(scores: dict[int, Score]) -> str:
