@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from wmrl.errors import ConfigError
 
@@ -18,6 +19,7 @@ class Online:
             online. A larger number goes on.
         environments: Environments in lockstep.
         seed_steps: Steps of a random policy at the beginning. Source: MinAtar's DreamerV2, 4,000.
+        seed_policy: That policy, as in `generate.policy`: "white", "brown", or "held", by `generate.hold`.
         collect: Environment steps between two turns of learning, rounded up to whole steps of all environments.
             Source: MinAtar's DreamerV2 calls it train_every, 50.
         updates_per_step: Updates of world model and behaviour for each environment step after the seed steps: the
@@ -38,6 +40,7 @@ class Online:
     steps: int = 0
     environments: int = 16
     seed_steps: int = 4000
+    seed_policy: Literal["white", "brown", "held"] = "white"
     collect: int = 50
     updates_per_step: float = 0.1
     noise: float = 0.0

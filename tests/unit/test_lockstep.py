@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
+from wmrl.data.policies import Brown, White
 from wmrl.spec import Actions, Space, Step, leaves, rebuilt
-from wmrl.stages.lockstep import Lockstep, Player
+from wmrl.stages.lockstep import Lockstep, Player, Wanderers
 from wmrl.world import WorldModel
 
 
@@ -170,6 +172,37 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened():
         np.testing.assert_array_equal(obs_a, obs_b)
         np.testing.assert_array_equal(action_a, action_b)
     assert again.begun == 3 + sum(1 for _ in notes.over)
+
+
+POLICIES = [White(Actions(2, False)), Brown(Actions(2, False), np.zeros(2), np.ones(2))]
+
+
+def wandered(steps, lockstep, wanderers):
+    return [lockstep.step(action)[0].copy() for action in (wanderers.act() for _ in range(steps))]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_random_actions_of_an_episode_follow_from_its_seed_alone(policy):
+    lockstep, _, notes = make()
+    lockstep.begin()
+    wandered(20, lockstep, Wanderers(policy, lockstep))
+    assert len(notes.over) > 5
+    for seed, actions, _ in notes.over:
+        walk = policy.walk(seed)
+        np.testing.assert_array_equal(actions, [next(walk) for _ in actions])
+
+
+def test_random_actions_go_on_where_a_run_was_stopped():
+    lockstep, _, _ = make()
+    lockstep.begin()
+    whole = wandered(12, lockstep, Wanderers(POLICIES[1], lockstep))
+    lockstep, _, notes = make()
+    lockstep.begin()
+    wandered(7, lockstep, Wanderers(POLICIES[1], lockstep))
+    again, _, _ = make()
+    again.replay = notes
+    again.restore(lockstep.state(), notes.playing)
+    np.testing.assert_array_equal(wandered(5, again, Wanderers(POLICIES[1], again)), whole[7:])
 
 
 def test_the_tensors_of_a_state_make_it_again():

@@ -30,7 +30,7 @@ class Random(ABC):
 
     def begin(self, obs: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         """As `Actor.begin`; the observations are not looked at."""
-        self._rows = [self._steps(int(seed)) for seed in seeds]
+        self._rows = [self.walk(int(seed)) for seed in seeds]
         return self.step(obs)
 
     def step(self, obs: np.ndarray) -> np.ndarray:
@@ -41,7 +41,8 @@ class Random(ABC):
         """As `Actor.keep`."""
         self._rows = [self._rows[i] for i in index]
 
-    def _steps(self, seed: int) -> Iterator[np.ndarray]:
+    def walk(self, seed: int) -> Iterator[np.ndarray]:
+        """The actions (A,) of the episode with that seed, one after the other, endless."""
         for block in self.plan(seeding.rng(seed, "policy")):
             yield from block
 
@@ -101,12 +102,10 @@ class Brown(Random):
     def __init__(self, actions: Actions, low: np.ndarray, high: np.ndarray, dt: float = 1 / 50):
         super().__init__(actions)
         if actions.discrete:
-            raise ConfigError(
-                "generate.policy: brown walks in a box of actions, and these are discrete: use held or white"
-            )
+            raise ConfigError("the policy brown walks in a box of actions, and these are discrete: use held or white")
         self.low, self.high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if not np.isfinite([self.low, self.high]).all():
-            raise ConfigError("generate.policy: brown walks in a box of actions, and this one has no bounds")
+            raise ConfigError("the policy brown walks in a box of actions, and this one has no bounds: use white")
         self.deviation = float(np.sqrt(dt))
 
     def plan(self, rng: np.random.Generator) -> Iterator[np.ndarray]:

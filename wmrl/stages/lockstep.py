@@ -1,6 +1,7 @@
 """Environments in lockstep whose episodes follow each other, and the agent that acts in them with open eyes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmrl.data.policies import Random
 from wmrl.data.shards import Episode
 from wmrl.errors import UserError
 from wmrl.rollout import check_finite, look, noisy
@@ -92,13 +94,13 @@ class Lockstep:
     def __init__(self, env: Any, replay: Any, seed_of: Callable[[int], int]) -> None:
         self.env, self.replay, self.seed_of = env, replay, seed_of
         self.ids = np.arange(env.n)
-        self.begun = 0
+        self.begun, self.seeds = 0, dict[int, int]()  # slot -> seed of its episode
         self.returns, self.lengths = np.zeros(env.n), np.zeros(env.n, np.int64)
         self.finished = Finished()
 
     def begin(self) -> np.ndarray:
         """Begin an episode in each slot; their first observations (N, *obs)."""
-        seeds = self._seeds(len(self.ids))
+        seeds = self._seeds(self.ids)
         obs: np.ndarray = self.env.reset(seeds)
         self.replay.begin(self.ids, seeds, obs)
         return obs
@@ -116,7 +118,7 @@ class Lockstep:
         self.finished.returns += self.returns[ended].tolist()
         self.finished.lengths += self.lengths[ended].tolist()
         self.returns[ended], self.lengths[ended] = 0, 0
-        seeds, obs = self._seeds(len(ended)), outcome.obs.copy()
+        seeds, obs = self._seeds(ended), outcome.obs.copy()
         obs[ended] = self.env.restart(seeds, ended)
         self.replay.begin(ended, seeds, obs[ended])
         return obs, over
@@ -147,6 +149,7 @@ class Lockstep:
         self.returns, self.lengths = np.array(tree["returns"]), np.array(tree["lengths"])
         self.finished = Finished(*(list(tree["finished"][name]) for name in ("returns", "lengths")))
         episodes = [playing[int(slot)] for slot in self.ids]
+        self.seeds = {int(slot): playing[int(slot)].seed for slot in self.ids}
         obs: np.ndarray = self.env.reset([episode.seed for episode in episodes])
         steps = np.array([len(episode.reward) - 1 for episode in episodes])
         for t in range(steps.max()):
@@ -159,6 +162,33 @@ class Lockstep:
             )
         return obs
 
-    def _seeds(self, count: int) -> list[int]:
-        self.begun += count
-        return [self.seed_of(number) for number in range(self.begun - count, self.begun)]
+    def _seeds(self, slots: np.ndarray) -> list[int]:
+        self.begun += len(slots)
+        seeds = [self.seed_of(number) for number in range(self.begun - len(slots), self.begun)]
+        self.seeds |= dict(zip(slots.tolist(), seeds, strict=True))
+        return seeds
+
+
+class Wanderers:
+    """A random policy in all slots of a lockstep; the actions of an episode depend on its seed alone.
+
+    Args:
+        policy: What each slot follows.
+        lockstep: Tells which episode a slot plays, and how far it is.
+    """
+
+    def __init__(self, policy: Random, lockstep: Lockstep) -> None:
+        self.policy, self.lockstep = policy, lockstep
+        self._walks: dict[int, tuple[tuple[int, int], Iterator[np.ndarray]]] = {}
+
+    def act(self) -> np.ndarray:
+        """Actions (N, A) float32."""
+        return np.stack([self._next(int(slot)) for slot in self.lockstep.ids])
+
+    def _next(self, slot: int) -> np.ndarray:
+        seed, step = self.lockstep.seeds[slot], int(self.lockstep.lengths[slot])
+        at, walk = self._walks.get(slot, ((-1, 0), iter(())))
+        if at != (seed, step):  # a new episode, or a run that goes on
+            walk = itertools.islice(self.policy.walk(seed), step, None)
+        self._walks[slot] = (seed, step + 1), walk
+        return next(walk)

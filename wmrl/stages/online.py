@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from wmrl import continuing, envs, interrupts, seeding, sources
-from wmrl.data import plan
-from wmrl.data.policies import uniform
+from wmrl.data import plan, policies
+from wmrl.data.ingest import box
 from wmrl.data.replay import Replay, playing_in
 from wmrl.data.windows import windows
 from wmrl.errors import Stopped
@@ -32,7 +32,7 @@ from wmrl.stages import online_rules as rules
 from wmrl.stages import snapshots
 from wmrl.stages.generate import meta_of
 from wmrl.stages.learning import Pupils
-from wmrl.stages.lockstep import Lockstep, Player
+from wmrl.stages.lockstep import Lockstep, Player, Wanderers
 from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh, view_shape, write
 from wmrl.stages.test_controller import TestOptions, test_controller
@@ -82,6 +82,8 @@ class _Loop:
         meta = meta_of(plan.recipe(pipe), self.env)
         self.replay = stack.enter_context(Replay(store.data, meta, capacity=self.how.capacity))
         self.lockstep = Lockstep(self.env, self.replay, lambda i: seeding.number(pipe.seed, "online", "episode", i))
+        seeding_policy = dataclasses.replace(pipe.generate, policy=self.how.seed_policy)
+        self.wanderers = Wanderers(policies.make(seeding_policy, self.env.actions, *box(self.env)), self.lockstep)
         self.player = Player(self.world, self.controller, self.device)
         self.checks = Checks(pipe, self.world, self.controller, run, stack)
         self.step, self.kept, self._returned = 0, list[int](), ""
@@ -133,7 +135,7 @@ class _Loop:
         for _ in range(self.how.turn // n):
             rng = self._rng("act", self.step)
             if self.step < self.how.seed_steps:
-                action = uniform(self.env.actions, seeding.rng(self.pipe.seed, NAME, "random", self.step), n)
+                action = self.wanderers.act()
             else:
                 action = self.player.act(rng, self.how.exploration(self.step))
             obs, first = self.lockstep.step(action)
