@@ -53,6 +53,12 @@ SHORT = {
     "wmrl iterate dreamer": "--steps 120 --set env.size=32 --set env.max_steps=20 --set online.seed_steps=60 "
     "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
     "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
+    "wmrl iterate pendulum": "--steps 120 --set env.max_steps=20 --set online.seed_steps=60 "
+    "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
+    "--set fit.dynamics.batch=2 --set test.episodes=2",
+    "wmrl iterate carracing-rssm": "--steps 120 --set env.max_steps=20 --set online.seed_steps=60 "
+    "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
+    "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
     "wmrl test-controller --logdir runs/breakout": "--episodes 2",
     "wmrl generate --env-id": "--rollouts 1 --max-steps 6",
 }
