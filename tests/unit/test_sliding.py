@@ -126,7 +126,8 @@ def test_pasts_of_a_window_are_those_that_steps_lead_to(positions):
 
 @each
 def test_rows_of_other_lengths_do_not_disturb_each_other(positions):
-    stepwise.rows_are_apart(trunk(positions), inputs(4, 30))
+    together, alone = stepwise.together_and_alone(trunk(positions), inputs(4, 30))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_past_does_not_grow_and_a_step_leaves_it_as_it_was():

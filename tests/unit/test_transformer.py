@@ -200,7 +200,8 @@ def test_step_by_step_it_is_the_whole_pass_over_the_tokens_kept(positions, conte
 @each
 def test_rows_of_other_lengths_do_not_disturb_each_other(positions):
     """Rows begin anew at other times, and fill their windows at other times."""
-    stepwise.rows_are_apart(trunk(positions), tokens(4, 5 * L))
+    together, alone = stepwise.together_and_alone(trunk(positions), tokens(4, 5 * L))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 @each

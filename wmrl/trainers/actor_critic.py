@@ -14,7 +14,7 @@ from wmrl.spec import Metrics, State
 from wmrl.trainers.critic import Critic, Kind, follow, slow_copy
 from wmrl.trainers.dreaming import Offline
 from wmrl.trainers.imagine import Imagined, imagine
-from wmrl.trainers.learner import Parts, kept, put_back
+from wmrl.trainers.learner import Kept, Parts
 from wmrl.trainers.returns import lambda_return, percentiles, step_weights
 from wmrl.world import WorldModel
 
@@ -96,7 +96,7 @@ class ActorCritic(Offline):
         return Learner(self, controller, shape, device)
 
 
-class Learner:
+class Learner(Kept):
     """Controller, critic, slow critic, and the optimisers of the first two.
 
     Args:
@@ -173,10 +173,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """As `wmrl.trainers.learner.Learner`."""
-        return {**kept(self.parts), "range": self.range, "updates": self.updates}
+        return {**super().state(), "range": self.range, "updates": self.updates}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """As `wmrl.trainers.learner.Learner`."""
-        put_back(self.parts, tree)
+        super().restore(tree)
         self.range.copy_(torch.as_tensor(tree["range"]))
         self.updates = int(tree["updates"])

@@ -51,26 +51,27 @@ Parts = Mapping[str, nn.Module | Descent]
 """The networks of a learner, and the optimisers of those that are trained, by their names."""
 
 
-def kept(parts: Parts) -> dict[str, Any]:
-    """What `Learner.state` tells of these parts."""
-    return {name: dict(x.state_dict()) if isinstance(x, nn.Module) else x.state() for name, x in parts.items()}
+class Kept:
+    """A learner whose state is that of its `parts`."""
 
+    parts: Parts
 
-def put_back(parts: Parts, tree: dict[str, Any]) -> None:
-    """Give the parts what `kept` told.
+    def state(self) -> dict[str, Any]:
+        """As `Learner.state`."""
+        parts = self.parts.items()
+        return {name: dict(x.state_dict()) if isinstance(x, nn.Module) else x.state() for name, x in parts}
 
-    Raises:
-        ContractError: if it is the state of other networks.
-    """
-    try:
-        for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                part.load_state_dict({key: torch.as_tensor(x) for key, x in tree[name].items()})
-            else:
-                part.restore(tree[name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        what = str(error).splitlines()[-1].strip()
-        raise ContractError(f"the state is of other networks ({what}); begin anew with --noreload") from error
+    def restore(self, tree: dict[str, Any]) -> None:
+        """As `Learner.restore`."""
+        try:
+            for name, part in self.parts.items():
+                if isinstance(part, nn.Module):
+                    part.load_state_dict({key: torch.as_tensor(x) for key, x in tree[name].items()})
+                else:
+                    part.restore(tree[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            what = str(error).splitlines()[-1].strip()
+            raise ContractError(f"the state is of other networks ({what}); begin anew with --noreload") from error
 
 
 def starts_of(batch: Batch, states: State) -> tuple[State, Tensor]:

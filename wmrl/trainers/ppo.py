@@ -13,7 +13,7 @@ from wmrl.spec import Metrics, State, take
 from wmrl.trainers.critic import Critic
 from wmrl.trainers.dreaming import Offline
 from wmrl.trainers.imagine import Imagined, imagine
-from wmrl.trainers.learner import Parts, kept, put_back
+from wmrl.trainers.learner import Kept, Parts
 from wmrl.trainers.returns import average, lambda_return, step_weights
 from wmrl.world import WorldModel
 
@@ -87,7 +87,7 @@ class Rows(NamedTuple):
     weight: Tensor  # (M,)
 
 
-class Learner:
+class Learner(Kept):
     """Controller, critic, and their optimiser.
 
     Args:
@@ -157,14 +157,6 @@ class Learner:
         metrics["losses/clipped"] = average((near != ratio).float(), weight)
         loss = actor + how.critic_scale * critic - how.entropy * entropy
         return loss, {name: x.detach() for name, x in metrics.items()}
-
-    def state(self) -> dict[str, Any]:
-        """As `wmrl.trainers.learner.Learner`."""
-        return kept(self.parts)
-
-    def restore(self, tree: dict[str, Any]) -> None:
-        """As `wmrl.trainers.learner.Learner`."""
-        put_back(self.parts, tree)
 
 
 def orders(rows: int, epochs: int, minibatches: int, rng: torch.Generator) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from wmrl.optimizers import Descent, descend
 from wmrl.spec import Metrics, State
 from wmrl.trainers.dreaming import Offline
 from wmrl.trainers.imagine import imagine
-from wmrl.trainers.learner import Parts, kept, put_back
+from wmrl.trainers.learner import Kept, Parts
 from wmrl.trainers.returns import step_weights
 from wmrl.world import WorldModel
 
@@ -50,7 +50,7 @@ class Reward(Offline):
         return Learner(self, controller)
 
 
-class Learner:
+class Learner(Kept):
     """The controller and its optimiser.
 
     Args:
@@ -75,11 +75,3 @@ class Learner:
         metrics = {"losses/actor": loss, "losses/entropy": entropy / steps, "losses/actor_gradient_norm": norm}
         metrics |= {"dream/reward": reward / steps, "dream/return": reward}
         return {name: x.detach() for name, x in metrics.items()}
-
-    def state(self) -> dict[str, Any]:
-        """As `wmrl.trainers.learner.Learner`."""
-        return kept(self.parts)
-
-    def restore(self, tree: dict[str, Any]) -> None:
-        """As `wmrl.trainers.learner.Learner`."""
-        put_back(self.parts, tree)

@@ -14,7 +14,7 @@ from wmrl.spec import Metrics, State, take
 from wmrl.trainers.critic import Critic, follow, slow_copy
 from wmrl.trainers.dreaming import Offline
 from wmrl.trainers.imagine import Imagined, imagine
-from wmrl.trainers.learner import Parts, kept, put_back
+from wmrl.trainers.learner import Kept, Parts
 from wmrl.trainers.returns import average, step_weights
 from wmrl.world import WorldModel
 
@@ -103,7 +103,7 @@ class Rows(NamedTuple):
     weight: Tensor  # (M,)
 
 
-class Learner:
+class Learner(Kept):
     """Controller, a pool of critics, slow copies of both, and the optimisers of the first two.
 
     Args:
@@ -187,11 +187,11 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """As `wmrl.trainers.learner.Learner`."""
-        return {**kept(self.parts), "steps": self.steps}
+        return {**super().state(), "steps": self.steps}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """As `wmrl.trainers.learner.Learner`."""
-        put_back(self.parts, tree)
+        super().restore(tree)
         self.steps = int(tree["steps"])
 
 
