@@ -23,6 +23,7 @@ from wmrl.protocols import Actor
 from wmrl.recording import Episode, Recorder, Tree, unpack
 from wmrl.rollout import play, waves
 from wmrl.run import cores
+from wmrl.stats import told
 
 MANY = 32  # environments of a wave, if it is not of processes: batches large enough, and it takes less than a minute
 PER_PROCESS = 4  # gymnasium's environments in each process: a wave of CarRacing takes half a minute
@@ -187,7 +188,7 @@ class _Meter:
         running = sum(min(age / self._longest, 0.99) for age in self._ages.values()) if self._longest else 0.0
         note = f"{self._steps / max(time.monotonic() - self._began, 1e-9):,.0f} steps/s"
         if played := len(self._tally.returns):
-            note += f", mean return of the first {played} {self._tally.returns.mean():.1f}"
+            note += f", mean return of the first {played} {told(self._tally.returns.mean())}"
         done = math.floor(10 * (self._over + running)) / 10
         self._log.progress(done, self._tally.protocol.episodes, "episodes", note)
 

@@ -49,6 +49,11 @@ class Summary:
         return asdict(self)
 
 
+def told(value: float) -> str:
+    """A return for people: 737.7, but 0.94, since there are games in which all returns lie below 1."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def mean(scores: np.ndarray) -> np.ndarray:
     """The mean over the last two axes: (*n, runs, tasks) -> (*n,)."""
     return scores.mean(axis=(-2, -1))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from wmrl import stdout
+from wmrl.stats import told
 
 if TYPE_CHECKING:
     from wmrl.status import Report
@@ -34,5 +35,5 @@ def text(found: "Report") -> str:
 
 def _numbers(score: dict[str, Any]) -> str:
     """A score's statistics in a line; see `wmrl.stats.Summary`."""
-    interval = f"95 % {score['low']:.1f} to {score['high']:.1f}"
-    return f"mean {score['mean']:.1f} ({interval}), IQM {score['iqm']:.1f}, {score['episodes']} episodes"
+    interval = f"95 % {told(score['low'])} to {told(score['high'])}"
+    return f"mean {told(score['mean'])} ({interval}), IQM {told(score['iqm'])}, {score['episodes']} episodes"

@@ -60,6 +60,12 @@ SHORT = {
     "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
     "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
     "wmrl test-controller --logdir runs/breakout": "--episodes 2",
+    "wmrl generate pendulum-rssm": "--rollouts 28 --set env.max_steps=60",
+    "wmrl train-vae pendulum-rssm": "--set env.max_steps=60",
+    "wmrl train-vae pendulum-rssm --logdir runs/pendulum/v": "--set env.max_steps=60 --steps 2 --batch-size 2 "
+    "--set fit.vae.validation_batches=1",
+    "wmrl train-dynamics --logdir runs/pendulum": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
+    "wmrl train-controller --logdir runs/pendulum": "--steps 2 --set trainer.validation_episodes=1",
     "wmrl generate --env-id": "--rollouts 1 --max-steps 6",
 }
 """What is appended to a command that begins so (the longest that fits): sizes only."""

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm, trim_mean
 
 from wmrl import stats
-from wmrl.stats import interval, iqm, mean, summary
+from wmrl.stats import interval, iqm, mean, summary, told
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 99, 100])
@@ -94,3 +94,7 @@ def test_one_return_has_no_spread():
 def test_no_returns_are_an_error():
     with pytest.raises(ValueError, match="no scores"):
         summary(np.array([]))
+
+
+def test_a_return_is_told_in_the_digits_that_it_needs():
+    assert [told(x) for x in (737.71, -10.04, 9.996, 0.036, -0.5)] == ["737.7", "-10.0", "10.00", "0.04", "-0.50"]

@@ -124,13 +124,13 @@ def test_unfinished_data_and_stages_say_how_far_they_are(store):
 def test_a_search_in_dreams_says_what_it_is_worth_in_both_worlds(store):
     search = {"history": np.zeros((7, 4)), "checks": np.full((2, 4), 9.0), "awakes": np.zeros((0, 0))}
     store.save_part("controller", {"step": 99, "tree": search})
-    assert entry(store, "controller").detail == "step 99, 7 generations, validation return 9.0"
+    assert entry(store, "controller").detail == "step 99, 7 generations, validation return 9.00"
     store.save_part("controller", {"step": 99, "tree": {**search, "awakes": np.full((1, 4), 2.0)}})
-    assert entry(store, "controller").detail == "step 99, 7 generations, asleep 9.0, awake 2.0"
+    assert entry(store, "controller").detail == "step 99, 7 generations, asleep 9.00, awake 2.00"
     found = {"return": 9.0, "generation": 4}
-    assert best(found) == "validation return 9.0 in generation 4"
+    assert best(found) == "validation return 9.00 in generation 4"
     both = best({**found, "dreamt": 9.0, "awake": 2.0})
-    assert both == "validation return 9.0 in generation 4 (asleep 9.0, awake 2.0)"
+    assert both == "validation return 9.00 in generation 4 (asleep 9.00, awake 2.00)"
 
 
 def test_a_retrained_parent_makes_its_children_stale(whole):

@@ -26,6 +26,7 @@ from wmrl.pipeline import Env, Pipeline
 from wmrl.protocols import Actor
 from wmrl.run import Run
 from wmrl.stages.collect import Job, Lane
+from wmrl.stats import told
 from wmrl.store import Store
 
 WAVE_BYTES = 1 << 30
@@ -206,7 +207,7 @@ def _report(index: Index, folder: Path, log: Log) -> None:
     steps, size = int(index.lengths.sum()), sum((folder / name.file).stat().st_size for name in index.names)
     mean, deviation = index.returns.mean(), index.returns.std()
     log.out(
-        f"{folder}: {len(index.seeds)} episodes, {steps:,} steps, return {mean:.1f} +- {deviation:.1f}, "
+        f"{folder}: {len(index.seeds)} episodes, {steps:,} steps, return {told(mean)} +- {told(deviation)}, "
         f"{size / 1e6:,.1f} MB ({size / (steps + len(index.seeds)):,.0f} bytes a frame)"
     )
     log.result({"data": str(folder), "episodes": len(index.seeds), "steps": steps, "bytes": size, "return_mean": mean})

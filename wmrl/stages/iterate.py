@@ -37,6 +37,7 @@ from wmrl.stages.test_controller import TestOptions, test_controller
 from wmrl.stages.train_controller import train_controller
 from wmrl.stages.train_dynamics import train_dynamics
 from wmrl.stages.train_vae import train_vae
+from wmrl.stats import told
 from wmrl.stdout import table_text
 from wmrl.store import Store
 
@@ -243,8 +244,8 @@ class _Iteration:
         kept.save(store, self.rounds)
         found = now.score.summary()
         self.log.say(
-            f"iteration {now.number}: {now.score.protocol.id} {found.mean:.1f} "
-            f"(95 % {found.low:.1f} to {found.high:.1f}), {now.episodes} episodes of data"
+            f"iteration {now.number}: {now.score.protocol.id} {told(found.mean)} "
+            f"(95 % {told(found.low)} to {told(found.high)}), {now.episodes} episodes of data"
         )
 
 
@@ -264,7 +265,7 @@ def _table(rounds: Sequence[Round]) -> str:
         assert each.score is not None
         found, losses = each.score.summary(), [each.losses.get(name) for name in PARENTS]
         shown = ["-" if loss is None else f"{loss:.4g}" for loss in losses]
-        numbers = [f"{found.mean:.1f}", f"{found.low:.1f} to {found.high:.1f}", f"{found.iqm:.1f}"]
+        numbers = [told(found.mean), f"{told(found.low)} to {told(found.high)}", told(found.iqm)]
         counts = [str(each.number), str(each.episodes), f"{each.global_step:,}"]
         table.add_row(*counts, *shown, each.score.protocol.id, *numbers)
     return table_text(table)

@@ -36,6 +36,7 @@ from wmrl.stages.lockstep import Lockstep, Player, Wanderers
 from wmrl.stages.online_checks import Checks
 from wmrl.stages.online_models import fresh, view_shape, write
 from wmrl.stages.test_controller import TestOptions, test_controller
+from wmrl.stats import told
 from wmrl.store import Store
 
 NAME = "online"
@@ -185,7 +186,7 @@ class _Loop:
             }
             done.returns.clear()
             done.lengths.clear()
-            self._returned = f", return {row['charts/episodic_return']:.1f}"
+            self._returned = f", return {told(row['charts/episodic_return'])}"
         row |= {"charts/updates": self.pupils.updates, "charts/exploration": self.how.exploration(self.step)}
         row |= {f"time/{name}": self.spent[name] / total for name in PARTS}
         row["time/updates_per_second"] = rows / max(now - self._since, 1e-9)

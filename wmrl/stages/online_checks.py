@@ -11,7 +11,7 @@ from wmrl.artifact import Artifact
 from wmrl.pipeline import Pipeline
 from wmrl.rollout import Agent, Policy, play
 from wmrl.run import Run
-from wmrl.stats import summary
+from wmrl.stats import summary, told
 from wmrl.world import WorldModel
 
 COLUMNS = ("returns", "lengths")
@@ -52,7 +52,7 @@ class Checks:
         found = summary(played.returns)
         row = {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, "eval/return_std": found.std}
         row |= {"eval/ci_low": found.low, "eval/ci_high": found.high}
-        words = f"return {found.mean:.1f} +- {found.std:.1f} on {count} validation episodes"
+        words = f"return {told(found.mean)} +- {told(found.std)} on {count} validation episodes"
         return {**row, "eval/episodic_length": float(played.lengths.mean())}, words
 
     def curve(self) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
 from wmrl.stages.test_controller import TestOptions, played
+from wmrl.stats import told
 from wmrl.stdout import table_text
 from wmrl.store import Store
 
@@ -99,6 +100,6 @@ def _table(scores: dict[int, Score]) -> str:
         table.add_column(head, justify="left" if head == "protocol" else "right", no_wrap=True)
     for step, score in scores.items():
         s = score.summary()
-        numbers = [f"{s.mean:.1f}", f"{s.std:.1f}", f"{s.low:.1f} to {s.high:.1f}", f"{s.iqm:.1f}"]
+        numbers = [told(s.mean), told(s.std), f"{told(s.low)} to {told(s.high)}", told(s.iqm)]
         table.add_row(f"{step:,}", score.protocol.id, str(s.episodes), *numbers)
     return table_text(table)

@@ -7,6 +7,7 @@ from typing import Any
 from wmrl import files
 from wmrl.errors import ArtifactError
 from wmrl.pipeline import Pipeline
+from wmrl.stats import told
 
 Tree = dict[str, Any]
 
@@ -48,8 +49,8 @@ def progress(tree: Tree) -> str:
 def best(found: Mapping[str, Any]) -> str:
     """What the best weights returned on the validation episodes, of a search in dreams in both worlds."""
     when = f"at step {found['step']:,}" if "step" in found else f"in generation {found['generation']}"
-    text = f"validation return {found['return']:.1f} {when}"
-    return text if "awake" not in found else f"{text} (asleep {found['dreamt']:.1f}, awake {found['awake']:.1f})"
+    text = f"validation return {told(found['return'])} {when}"
+    return text if "awake" not in found else f"{text} (asleep {told(found['dreamt'])}, awake {told(found['awake'])})"
 
 
 def goes_on(tree: Tree, name: str, facts: Mapping[str, Any], pipe: Pipeline) -> bool:
@@ -91,7 +92,7 @@ def _validated(search: Tree) -> str:
     if not len(checks):
         return ""
     own = checks[-1].mean()
-    return f", asleep {own:.1f}, awake {awake[-1].mean():.1f}" if len(awake) else f", validation return {own:.1f}"
+    return f", asleep {told(own)}, awake {told(awake[-1].mean())}" if len(awake) else f", validation return {told(own)}"
 
 
 def _made(tree: Tree) -> int | None:

@@ -25,6 +25,7 @@ from wmrl.run import Run
 from wmrl.scoring import Tally, complete, environments, game_seeds
 from wmrl.stages.render import RenderOptions, draw
 from wmrl.stages.subject import moved
+from wmrl.stats import told
 from wmrl.stdout import table_text
 from wmrl.store import Store
 
@@ -108,7 +109,7 @@ def test_controller(pipe: Pipeline, store: Store, log: Log, run: Run, options: T
     log.result(_record(rows, options.target_return, films))
     mean = float(scores[0].returns.mean())
     if options.target_return is not None and mean < options.target_return:
-        raise TargetMissed(f"the mean return {mean:.1f} is below the target {options.target_return:g}")
+        raise TargetMissed(f"the mean return {told(mean)} is below the target {options.target_return:g}")
 
 
 test_controller.__test__ = False  # type: ignore[attr-defined]
@@ -265,9 +266,9 @@ def _table(rows: Sequence[Row]) -> str:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         s, name = row.score.summary(), row.score.protocol.id
-        numbers = [f"{s.mean:.1f}", f"{s.std:.1f}", f"{s.low:.1f} to {s.high:.1f}", f"{s.iqm:.1f}"]
+        numbers = [told(s.mean), told(s.std), f"{told(s.low)} to {told(s.high)}", told(s.iqm)]
         star = "" if row.comparable else " *"
-        table.add_row(row.name, name + star, str(s.episodes), *numbers, f"{s.least:.1f}", f"{s.most:.1f}")
+        table.add_row(row.name, name + star, str(s.episodes), *numbers, told(s.least), told(s.most))
     lines = [table_text(table)]
     lines += _survival(rows)
     if not all(row.comparable for row in rows):

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from wmrl.stats import iqm
+from wmrl.stats import iqm, told
 from wmrl.trainers.grounds import Scores
 
 
@@ -37,7 +37,7 @@ class Check:
     @property
     def words(self) -> str:
         """Mean and deviation for people."""
-        return f"{self.mean:.1f} +- {self.returns.std():.1f}"
+        return f"{told(self.mean)} +- {told(self.returns.std())}"
 
     def metrics(self, name: str, mean: str = "_mean") -> dict[str, float]:
         """The returns under `<name>_...`; the mean is called `<name><mean>`."""

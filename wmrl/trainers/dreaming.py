@@ -22,6 +22,7 @@ from wmrl.limits import at_least
 from wmrl.precision import autocast
 from wmrl.seeding import generator, number
 from wmrl.spec import Batch, Metrics
+from wmrl.stats import told
 from wmrl.trainers.course import Check, checks_of, checks_tree
 from wmrl.trainers.grounds import Grounds, Scores
 from wmrl.trainers.learner import Learner, starts_of
@@ -183,7 +184,7 @@ class _Loop:
         return turn and self._unchecked() and (self.step > 0 or self.grounds.trained)
 
     def _note(self) -> str:
-        return f"best mean {self.best_return:.1f}" if self.checks else ""
+        return f"best mean {told(self.best_return)}" if self.checks else ""
 
     # --- what is told and kept
 
@@ -229,7 +230,7 @@ class _Loop:
         self.grounds.log(k, check.metrics("eval/return"))
         self.grounds.say(
             f"update {k:,}: {check.words} on {len(seeds)} validation episodes; "
-            f"best {self.best_return:.1f} of update {self.best_step:,}"
+            f"best {told(self.best_return)} of update {self.best_step:,}"
         )
         self._save()
         self.logged = time.monotonic()

@@ -12,6 +12,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wmrl.progress import Rate
 from wmrl.seeding import number
+from wmrl.stats import told
 from wmrl.trainers.course import Check, Course, Generation
 from wmrl.trainers.grounds import Grounds, Score, Scores
 from wmrl.trainers.options import Options
@@ -221,7 +222,7 @@ class Search:
         if _last(course.awake) == k:
             words += f", and scores {course.awake[-1].words} awake,"
         steps = "dreamt steps" if self.how.asleep else "steps"
-        best = f"; best {course.best_return:.1f}" if np.isfinite(course.best_return) else ""
+        best = f"; best {told(course.best_return)}" if np.isfinite(course.best_return) else ""
         whose = {"dream": " asleep", "env": " awake"}[self.how.judge] if best and self.how.asleep else ""
         self.grounds.say(
             f"generation {k}: the mean {words} on {self.how.validation_episodes} validation episodes "
