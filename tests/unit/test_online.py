@@ -1,6 +1,7 @@
 """Learning online: what it does in which order, that a kill changes nothing, and what it refuses."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -13,12 +14,14 @@ import torch
 from wmrl import agreement, artifact, config, envs, pipeline, status
 from wmrl.data import shards
 from wmrl.data.episodes import Episodes
+from wmrl.data.policies import Held
 from wmrl.data.replay import Replay
 from wmrl.envs.arcade import ArcadeEnv
 from wmrl.errors import ArtifactError, ConfigError, ContractError, UserError
 from wmrl.log import Log
 from wmrl.online import Online
 from wmrl.run import Run
+from wmrl.spec import Actions
 from wmrl.stages import online as stage
 from wmrl.stages.iterate import iterate
 from wmrl.stages.learning import Pupils
@@ -371,6 +374,18 @@ def test_a_run_that_makes_no_updates_says_how_far_it_is(tmp_path, monkeypatch):
     assert (100, 200) in {each[:2] for each in told} and any(note.startswith("update 0, return") for *_, note in told)
     played = [row["global_step"] for row in rows(tmp_path) if "charts/updates" in row]
     assert played == [40, 80, 120, 160, 200], "every two turns"
+
+
+def test_seed_episodes_follow_the_policy_that_is_asked_for_and_its_numbers_hold(tmp_path):
+    online = {**TABLE["online"], "steps": 100, "seed_steps": 100, "evaluate_every": 0, "keep_every": 0}
+    table = {**TABLE, "generate": {"hold": 3}, "online": {**online, "seed_policy": "held"}}
+    run(tmp_path, table)
+    episode, walk = Episodes(tmp_path / "rollouts").episode(0), Held(Actions(3, True), 3).walk
+    np.testing.assert_array_equal(
+        episode.action[:-1], list(itertools.islice(walk(episode.seed), len(episode.reward) - 1))
+    )
+    with pytest.raises(ContractError, match=r"generate\.hold: .* was begun with 3, this call says 4"):
+        run(tmp_path, {**table, "generate": {"hold": 4}})
 
 
 def test_the_train_ratio_counts_the_steps_after_the_seed_steps():

@@ -102,7 +102,7 @@ def terms(pipe: Pipeline) -> dict[str, Any]:
     tables |= {"online": {k: v for k, v in dataclasses.asdict(pipe.online).items() if k not in ("steps", *LOOKS)}}
     tables |= {"fit.dynamics": dataclasses.asdict(pipe.fit.dynamics)}
     flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
-    flat = {**flat, "seed": pipe.seed}
+    flat |= {"seed": pipe.seed} | ({"generate.hold": pipe.generate.hold} if pipe.online.seed_policy == "held" else {})
     dropped = ("fit.dynamics.steps", "env.backend")
     kept: dict[str, Any] = config.plain({k: v for k, v in flat.items() if k not in dropped})
     return kept
