@@ -108,6 +108,7 @@ def test_what_was_lived_is_a_dataset(whole):
     episodes = Episodes(whole / "rollouts")
     assert 0 < episodes.steps <= 200 and episodes.dtype == np.bool_ and episodes.observation.shape == (4, 10, 10)
     assert len(set(episodes.seeds.tolist())) == len(episodes)
+    assert episodes.policy == {"policy": "online", "seed_policy": "white", "seed_steps": 80}, "which is no random one"
 
 
 @pytest.mark.parametrize("at", [1, 4, 9, 17])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from wmrl import continuing, envs, interrupts, seeding, sources
-from wmrl.data import plan, policies
+from wmrl.data import policies
 from wmrl.data.ingest import box
 from wmrl.data.replay import Replay, playing_in
 from wmrl.data.windows import windows
@@ -80,7 +80,7 @@ class _Loop:
             torch.manual_seed(seeding.number(pipe.seed, "learner"))
             learner = trainer.learner(self.controller, shape, self.device)
         self.pupils = Pupils(self.world, learner, pipe.fit.dynamics, pipe.seed, self.device)
-        meta = meta_of(plan.recipe(pipe), self.env)
+        meta = meta_of(rules.recipe(pipe), self.env)
         self.replay = stack.enter_context(Replay(store.data, meta, capacity=self.how.capacity))
         self.lockstep = Lockstep(self.env, self.replay, lambda i: seeding.number(pipe.seed, "online", "episode", i))
         seeding_policy = dataclasses.replace(pipe.generate, policy=self.how.seed_policy)

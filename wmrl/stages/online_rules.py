@@ -6,7 +6,7 @@ from typing import Any
 
 from wmrl import config, continuing
 from wmrl.agreement import LOOKS
-from wmrl.data import shards
+from wmrl.data import plan, shards
 from wmrl.data.replay import Replay
 from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.pipeline import Pipeline
@@ -92,6 +92,14 @@ def check_unused(store: Store, replay: Replay) -> None:
             f"{store.part('online')} is missing: without it the run of {what} cannot go on; "
             "put it back, or begin in another --logdir"
         )
+
+
+def recipe(pipe: Pipeline) -> dict[str, Any]:
+    """What shards say of their making, as `plan.recipe`: a random policy for some steps, then an agent that learns."""
+    how = pipe.online
+    policy: dict[str, Any] = {"policy": "online", "seed_policy": how.seed_policy, "seed_steps": how.seed_steps}
+    policy |= {"hold": pipe.generate.hold} if how.seed_policy == "held" else {}
+    return {**plan.recipe(pipe), "policy": policy}
 
 
 def terms(pipe: Pipeline) -> dict[str, Any]:
