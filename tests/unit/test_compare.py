@@ -122,6 +122,15 @@ def test_models_of_other_datasets_are_refused_unless_asked_for(two, tmp_path, ca
     assert "other was trained on dataset" in found["notes"][0] and "other was trained on dataset" in page
 
 
+def test_a_model_that_has_learnt_online_is_refused_in_one_line(two, capsys):
+    store = Store(two[1], parse({**TABLE, "data": "nowhere"}))
+    made = store.load("dynamics")
+    parents = {name: hash_ for name, hash_ in made.parents.items() if name != "data"}
+    store.save("dynamics", dataclasses.replace(made, parents=parents))
+    assert compare_exits(*two) == 5
+    assert "two has learnt online, from all that it lived: no episode is held out" in capsys.readouterr().err
+
+
 def test_latents_of_another_representation_are_not_compared(two, tmp_path, capsys):
     other = run(tmp_path / "other", tmp_path / "data", vae=5, seed=3)
     found, _ = compared(capsys, tmp_path / "page.html", two[0], other)

@@ -79,7 +79,7 @@ def load(logdirs: Sequence[Path], names: Sequence[str], device: str) -> list[Sub
     Raises:
         ArtifactError: if a part is missing or damaged.
         ConfigError: if a logdir is named twice, or names do not fit.
-        ContractError: if the parts of a logdir do not fit together.
+        ContractError: if the parts of a logdir do not fit together, or its model has learnt online.
     """
     real = [path.resolve() for path in logdirs]
     for path, there in zip(logdirs, real, strict=True):
@@ -156,6 +156,11 @@ def _subject(logdir: Path, device: str) -> Subject:
     store = Store(logdir, pipe)
     world, hashes = store.world(device)
     vae, made = store.load("vae"), store.load("dynamics")
+    if "data" not in made.parents:
+        raise ContractError(
+            f"{logdir} has learnt online, from all that it lived: no episode is held out of it; "
+            "name logdirs in which wmrl train-dynamics has run"
+        )
     fit = _fit(made, pipe)
     splits = (_split(vae, pipe) if vae.tensors else None, None if _untrained(made) else _split(made, pipe))
     return Subject(
