@@ -312,6 +312,10 @@ def test_snapshots_are_scored_under_one_protocol(whole, capsys):
     assert scored("200") == seen, "the rows of the others are kept"
     assert list(scored("200", episodes=1)) == [200], "scores of two protocols are in no table together"
     assert "but not under minatar-breakout-1-sampled, are left out of the metrics: 1" in capsys.readouterr().err
+    store = Store(whole / "snapshots/000000100", pipe)
+    made = store.load("controller")
+    store.save("controller", dataclasses.replace(made, tensors={k: v + 1 for k, v in made.tensors.items()}))
+    assert list(scored("200")) == [200], "a score of another controller is none of this one"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from rich import box
 from rich.table import Table
 
 from wmrl import artifact
-from wmrl.errors import ArtifactError, ConfigError
+from wmrl.errors import ArtifactError, ConfigError, ContractError
 from wmrl.evaluation import Score, scores_in
 from wmrl.log import Log
 from wmrl.pipeline import Pipeline
 from wmrl.run import Run
+from wmrl.stages.subject import moved
 from wmrl.stages.test_controller import TestOptions, played
 from wmrl.stats import told
 from wmrl.stdout import table_text
@@ -82,9 +83,11 @@ def _keep(logdir: Path, scores: dict[int, Score], part: Log) -> None:
     of, kept, apart = next(iter(scores.values())).protocol, dict(scores), 0
     for step, folder in folders(logdir).items():
         if step not in scores and (folder / "test.h5").exists():
-            with contextlib.suppress(ArtifactError):  # what it says cannot be told then
-                there = scores_in(artifact.read(folder / "test.h5", "test")).values()
-                found = {score.protocol.hash: score for score in there}
+            with contextlib.suppress(ArtifactError, ContractError):  # what it says cannot be told then
+                made = artifact.read(folder / "test.h5", "test")
+                if moved(made, folder):
+                    continue  # a score of models that were there before
+                found = {score.protocol.hash: score for score in scores_in(made).values()}
                 kept |= {step: found[of.hash]} if of.hash in found else {}
                 apart += of.hash not in found
     part.rewind(-1)
