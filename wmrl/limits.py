@@ -5,10 +5,10 @@ def at_least(least: float, **numbers: float) -> None:
     """Check numbers, given by their names.
 
     Raises:
-        ValueError: if one is less than `least`.
+        ValueError: if one is less than `least`, or no number (`nan` in TOML).
     """
     for name, number in numbers.items():
-        if number < least:
+        if not number >= least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
 
 
