@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wmrl.comparison import gradients, measures, results
+from wmrl.comparison import comparison, gradients, measures, results
 from wmrl.comparison.heldout import HeldOut
 from wmrl.data.codes import Codes
 from wmrl.spec import Actions, Space, Step
@@ -113,6 +113,18 @@ def test_a_reward_that_comes_before_its_action_counts_has_a_gradient_of_zero(hel
 
     found, _ = measured(WorldModel(Plain(), Late()), held, monkeypatch)
     assert not found["action_last"][:, 0].any() and found["action_last"][:, 1] == pytest.approx(C * B, rel=1e-4)
+
+
+def test_gradients_that_explode_are_told(monkeypatch):
+    norms = {name: np.ones((3, len(gradients.HORIZONS))) for name in gradients.NAMES}
+    monkeypatch.setattr(gradients, "norms", lambda *held: (norms, np.arange(3)))
+    work, subject = SimpleNamespace(held=None, how=None), SimpleNamespace(world=None)
+    tame, wild = results.Findings(subject), results.Findings(subject)
+    comparison._gradients(tame, None, work)
+    norms["actor_last"][:, -1] = np.inf
+    comparison._gradients(wild, None, work)
+    assert (tame.diverged, wild.diverged) == (False, True)
+    assert wild.numbers["actor_last_50"] is None and wild.numbers["actor_last_35"].value == 1
 
 
 def test_a_median_bears_dreams_that_explode_and_resamples_episodes():

@@ -228,6 +228,7 @@ def _gradients(model: Findings, codes: Codes, work: _Work) -> None:
     norms, episode = found
     for name, each in norms.items():
         middle = [median(np.where(np.isnan(at), np.inf, at), episode) for at in each.T]
+        model.diverged |= len(episode) > 0 and None in middle
         model.numbers |= {f"{name}_{h}": number for h, number in zip(gradients.HORIZONS, middle, strict=True)}
         there = [(float(h), x.value) for h, x in zip(gradients.HORIZONS, middle, strict=True) if x is not None]
         model.curves[name] = ([h for h, _ in there], [value for _, value in there])

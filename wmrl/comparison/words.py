@@ -27,7 +27,8 @@ def notes(models: Sequence[Findings]) -> list[str]:
     bare = [model for model in own if model.subject.bare]
     found = [f"{model.subject.name} has another representation than {reference.name}: {LATENT}" for model in others]
     found += _of(bare, PLAIN)
-    found += _of([m for m in own if m.numbers.get("nats") is None and not m.diverged and m not in others], NO_NATS)
+    blind = [m for m in own if not hasattr(m.subject.world.dynamics, "log_prob") and m not in others]
+    found += _of(blind, NO_NATS)
     found += _of(bare if len(bare) < len(own) else [], EYES)
     found += [f"{model.subject.name} diverged: {DIVERGED}" for model in models if model.diverged]
     found += _of([model for model in own if not model.slopes], FLAT)
