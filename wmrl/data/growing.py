@@ -32,7 +32,7 @@ class Growing:
         writer: Writes further ones, in the background.
         memory: Bytes of the newest episodes that stay in memory though they are on the disk.
         shard: Bytes of episodes that make a shard, at least.
-        capacity: Rows that windows are drawn from, if there is a bound.
+        capacity: Steps that windows are drawn from, if there is a bound.
 
     Attributes:
         lengths: Steps of each episode.
