@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wmrl.comparison import comparison, gradients, measures, results
+from wmrl.comparison import comparison, gradients, measures, plots, results
 from wmrl.comparison.heldout import HeldOut
 from wmrl.data.codes import Codes
 from wmrl.spec import Actions, Space, Step
@@ -125,6 +125,13 @@ def test_gradients_that_explode_are_told(monkeypatch):
     comparison._gradients(wild, None, work)
     assert (tame.diverged, wild.diverged) == (False, True)
     assert wild.numbers["actor_last_50"] is None and wild.numbers["actor_last_35"].value == 1
+
+
+def test_what_is_zero_everywhere_has_no_logarithm_to_draw():
+    model = results.Findings(SimpleNamespace(store="here", shares=True, bare=False))
+    model.curves = {"action_last": ([1.0, 2.0], [0.0, 0.0]), "actor_last": ([1.0, 2.0], [0.0, 1.0])}
+    assert plots._lines([model], "action_last", "dreamt steps", log=True) == ""
+    assert plots._lines([model], "actor_last", "dreamt steps", log=True).startswith("<svg")
 
 
 def test_a_median_bears_dreams_that_explode_and_resamples_episodes():

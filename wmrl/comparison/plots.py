@@ -55,13 +55,15 @@ def styles(models: Sequence[Findings]) -> list[dict[str, Any]]:
 def _lines(
     models: Sequence[Findings], name: str, below: str, *, log: bool = False, mark: int = 0, limit: bool = False
 ) -> str:
-    there = [i for i, model in enumerate(models) if name in model.curves]
-    if not there:
+    found = [zip(*model.curves.get(name, ([], [])), strict=True) for model in models]
+    there = [[(step, value) for step, value in points if value > 0 or not log] for points in found]
+    if not any(there):
         return ""
     sheet, plot = _sheet()
-    for i in there:
-        points = [(step, value) for step, value in zip(*models[i].curves[name], strict=True) if value > 0 or not log]
-        x, y = zip(*points, strict=True) if points else ((), ())
+    for i, points in enumerate(there):
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
         style = styles(models)[i]
         plot.plot(x, y, linewidth=1.6, marker="o" if len(x) < 10 else "", markersize=3.5, **style)
         between = [models[i].numbers.get(f"{name}_{step:g}") for step in x]
