@@ -197,6 +197,18 @@ def test_step_by_step_it_is_the_whole_pass_over_the_tokens_kept(positions, conte
         assert memory.length.tolist() == [len(kept)] * 3
 
 
+def test_a_frozen_window_has_gradients_on_a_gpu_too(monkeypatch):
+    model, asked = trunk("recurrent"), []
+    forward = model.gru.forward
+    monkeypatch.setattr(model.gru, "forward", lambda x: (asked.append(torch.backends.cudnn.enabled), forward(x))[1])
+    x = tokens(2, L).requires_grad_()
+    model(x)
+    with torch.no_grad():
+        model(x)
+    model.train()(x)
+    assert asked == [False, True, True], "cuDNN's GRU has none outside training"
+
+
 @each
 def test_rows_of_other_lengths_do_not_disturb_each_other(positions):
     """Rows begin anew at other times, and fill their windows at other times."""

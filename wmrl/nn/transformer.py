@@ -8,6 +8,7 @@ step does not grow with the episode.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -188,7 +189,8 @@ class CausalTransformer(nn.Module):
         n, kept = x.shape[1], []
         at, carry = torch.arange(n, device=x.device), x.new_zeros(len(x), 0)
         if self.positions == "recurrent":
-            x, last = self.gru(x)
+            with self._kernels():
+                x, last = self.gru(x)
             carry = last[0]
         elif self.positions == "sinusoidal":
             x = drop(x + self.table[:n].to(x))
@@ -205,6 +207,11 @@ class CausalTransformer(nn.Module):
             end: Any = self.blocks[-1]
             kept.append(self._queries(end.qkv(x), at)[1])
         return x, kept, carry
+
+    def _kernels(self) -> AbstractContextManager:
+        """Those in which the GRU has gradients: on a GPU, cuDNN's has none outside training."""
+        frozen = torch.is_grad_enabled() and not self.training
+        return torch.backends.cudnn.flags(enabled=False) if frozen else nullcontext()
 
     def _with_room(self, memory: Memory) -> Memory:
         """Rows whose window is full begin a new one with its newest half."""
