@@ -1,11 +1,14 @@
 """The RSSM: sizes, steps and sequences, episodes that begin mid-window, what rewards depend on."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
 from wmrl.config import build
 from wmrl.controllers.mlp import MLP
-from wmrl.dynamics import DYNAMICS
+from wmrl.dynamics import DYNAMICS, rssm
 from wmrl.dynamics.rssm import RSSM, RSSMState
 from wmrl.errors import ConfigError
 from wmrl.spec import Actions, Batch, Space, tree_map
@@ -74,6 +77,21 @@ def test_step_by_step_it_draws_the_states_of_a_sequence(more):
             state = model.observe(state, batch.action[:, t], batch.obs[:, t + 1], rng=rng)
     learnt = model.learn(batch.obs, batch, rng=seeded(3))[2]
     assert learnt.deter.equal(whole.deter.detach()) and not learnt.stoch.requires_grad
+
+
+@kinds
+def test_the_gradients_of_its_loss_are_those_of_plain_layers(more, monkeypatch):
+    model, batch = make(**more), some_batch()
+    batch = dataclasses.replace(batch, first=torch.zeros(B, T + 1).index_fill(1, torch.tensor([2]), 1))
+
+    def gradients():
+        total = model.learn(batch.obs, batch, rng=seeded(3))[0]
+        return torch.autograd.grad(total, list(model.parameters()))
+
+    behind_the_loop = gradients()
+    monkeypatch.setattr(rssm, "unrolled", lambda module, steps: contextlib.nullcontext())
+    torch.testing.assert_close(behind_the_loop, gradients())
+    assert sum(g.abs().sum() > 0 for g in behind_the_loop) == len(behind_the_loop)
 
 
 @kinds

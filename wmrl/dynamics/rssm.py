@@ -248,9 +248,9 @@ class RSSM(nn.Module):
         kept = None if batch.first is None else (1 - batch.first).unsqueeze(-1).unbind(1)
         deter = batch.action.new_zeros(len(embedded), self.deter)
         parameters, deters, stochs = [self.posterior(deter, seen[0])], [deter], []
-        for t, done in enumerate(acted, 1):
+        for t, action in enumerate(acted, 1):
             stochs.append(self.space.sample(parameters[-1], rng))
-            deter = self.recurrence(deter, stochs[-1], done)
+            deter = self.recurrence(deter, stochs[-1], action)
             deter = deter if kept is None else deter * kept[t]
             deters.append(deter)
             parameters.append(self.posterior(deter, seen[t]))
