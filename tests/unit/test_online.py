@@ -324,6 +324,7 @@ def test_snapshots_are_scored_under_one_protocol(whole, capsys):
         ({"trainer": {"kind": "cma-es"}, "controller": {"kind": "linear"}}, "trainer.kind: 'cma-es' scores whole"),
         ({"dynamics": {"from": "elsewhere"}}, "dynamics.from: online"),
         ({"representation": {"kind": "vae"}}, "representation.kind: 'vae' is not trained online"),
+        ({"online": {**TABLE["online"], "seed_policy": "brown"}}, "brown walks in a box of actions, and these are"),
     ],
 )
 def test_what_cannot_learn_online_is_refused(tmp_path, change, words):
@@ -331,6 +332,7 @@ def test_what_cannot_learn_online_is_refused(tmp_path, change, words):
     table = {**table, "env": {"id": "Pendulum-v1", "size": 32}} if "representation" in change else table
     with pytest.raises(ConfigError, match=words):
         run(tmp_path, table)
+    assert not (tmp_path / "rollouts").exists()
 
 
 def test_no_more_environments_are_alive_than_workers_are_allowed(tmp_path, monkeypatch):
