@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wmrl.nn.mlp import ACTIVATIONS, Activation, Norm
+
 
 class Layer(NamedTuple):
     """One convolution, or one transposed convolution: channels out, kernel, stride, padding, output padding."""
@@ -116,18 +118,26 @@ class PixelNorm(nn.Module):
         return out
 
 
-def encoder(channels: int, layers: Sequence[Layer], after: After = _relu) -> nn.Sequential:
-    """Convolutions with a ReLU, or what `after` makes, behind each: (B, channels, H, W) -> (B, F)."""
+def after(activation: Activation, norm: Norm) -> After:
+    """What comes behind a convolution of pictures; without a norm, ReLU. Source: Ha & Schmidhuber 2018; DreamerV3."""
+    if norm == "none":
+        return _relu
+    kind = {"layer": lambda channels: nn.GroupNorm(1, channels), "rms": PixelNorm}[norm]
+    return lambda channels: [kind(channels), ACTIVATIONS[activation]()]
+
+
+def encoder(channels: int, layers: Sequence[Layer], behind: After = _relu) -> nn.Sequential:
+    """Convolutions with a ReLU, or what `behind` makes, behind each: (B, channels, H, W) -> (B, F)."""
     parts: list[nn.Module] = [ChannelsLast()]
     for layer in layers:
         parts.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding))
-        parts += after(layer.channels)
+        parts += behind(layer.channels)
         channels = layer.channels
     return nn.Sequential(*parts, nn.Flatten())
 
 
 def decoder(
-    size: int, seed: tuple[int, int, int], layers: Sequence[Layer], channels: int, after: After = _relu
+    size: int, seed: tuple[int, int, int], layers: Sequence[Layer], channels: int, behind: After = _relu
 ) -> nn.Sequential:
     """A linear layer, then transposed convolutions, ReLU between, no activation at the end.
 
@@ -136,15 +146,15 @@ def decoder(
         seed: Shape (C, H, W) that the linear layer's output is given.
         layers: The transposed convolutions; the last one's channels are replaced by `channels`.
         channels: Channels of the image.
-        after: What comes between in the place of ReLU.
+        behind: What comes between in the place of ReLU.
     """
     count, height, width = seed
-    parts: list[nn.Module] = [nn.Linear(size, count * height * width), nn.Unflatten(1, seed), *after(count)]
+    parts: list[nn.Module] = [nn.Linear(size, count * height * width), nn.Unflatten(1, seed), *behind(count)]
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
         out = channels if last else layer.channels
         parts.append(Deconv(count, out, layer.kernel, layer.stride, layer.padding, layer.extra))
-        parts += [] if last else after(out)
+        parts += [] if last else behind(out)
         count = out
     return nn.Sequential(*parts)
 

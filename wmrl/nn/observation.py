@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.errors import ContractError
-from wmrl.nn.conv import PUBLISHED, After, ChannelsLast, Layer, PixelNorm, Plan, decoder, encoder
+from wmrl.nn.conv import PUBLISHED, ChannelsLast, Layer, Plan, after, decoder, encoder
 from wmrl.nn.heads import LOG_STD
 from wmrl.nn.mlp import ACTIVATIONS, Activation, Norm, hidden, mlp
 from wmrl.nn.twohot import symexp, symlog
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
             self.net, size = _grid_encoder(space.shape, depth, activation)
         else:
             plan = layers_for(space.shape, depth)
-            self.net = encoder(space.shape[0], plan.down, _after(activation, norm))
+            self.net = encoder(space.shape[0], plan.down, after(activation, norm))
             size, self.shift = math.prod(plan.top), CENTRE
         self.size = embedding or size
         self.embed = nn.Linear(size, embedding) if embedding and embedding != size else nn.Identity()
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
             self.net = _grid_decoder(inputs, space.shape, depth, activation)
         else:
             plan = layers_for(space.shape, depth)
-            self.net = decoder(inputs, plan.seed, plan.up, space.shape[0], _after(activation, norm))
+            self.net = decoder(inputs, plan.seed, plan.up, space.shape[0], after(activation, norm))
             self.shift = 0.0 if likelihood == "bernoulli" else CENTRE
 
     def forward(self, features: Tensor) -> Tensor:
@@ -199,14 +199,6 @@ def layers_for(shape: tuple[int, ...], depth: int) -> Plan:
     return Plan(down, top, top, up)
 
 
-def _after(activation: Activation, norm: Norm) -> After:
-    """What comes behind a convolution of pictures."""
-    if norm == "none":
-        return lambda channels: [nn.ReLU()]
-    kind = {"layer": lambda channels: nn.GroupNorm(1, channels), "rms": PixelNorm}[norm]
-    return lambda channels: [kind(channels), ACTIVATIONS[activation]()]
-
-
 def _scaled(plan: Plan, depth: int) -> Plan:
     """A published plan with `depth` channels after the first convolution."""
 
@@ -230,8 +222,8 @@ def _grid_widths(shape: tuple[int, ...], depth: int) -> list[int]:
 def _grid_encoder(shape: tuple[int, ...], depth: int, activation: Activation) -> tuple[nn.Module, int]:
     widths = _grid_widths(shape, depth)
     parts: list[nn.Module] = [ChannelsLast()]
-    for before, after in zip([shape[0], *widths], widths, strict=False):
-        parts += [nn.Conv2d(before, after, 3), ACTIVATIONS[activation]()]
+    for above, below in zip([shape[0], *widths], widths, strict=False):
+        parts += [nn.Conv2d(above, below, 3), ACTIVATIONS[activation]()]
     height, width = (side - 2 * len(widths) for side in shape[1:])
     return nn.Sequential(*parts, nn.Flatten()), widths[-1] * height * width
 
@@ -241,6 +233,6 @@ def _grid_decoder(inputs: int, shape: tuple[int, ...], depth: int, activation: A
     height, width = (side - 2 * len(widths) for side in shape[1:])
     parts: list[nn.Module] = [nn.Linear(inputs, widths[0] * height * width)]
     parts += [nn.Unflatten(1, (widths[0], height, width)), ChannelsLast()]
-    for before, after in zip(widths, [*widths[1:], shape[0]], strict=True):
-        parts += [nn.ConvTranspose2d(before, after, 3), ACTIVATIONS[activation]()]
+    for above, below in zip(widths, [*widths[1:], shape[0]], strict=True):
+        parts += [nn.ConvTranspose2d(above, below, 3), ACTIVATIONS[activation]()]
     return nn.Sequential(*parts[:-1])

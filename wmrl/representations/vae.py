@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wmrl.nn.conv import decoder, encoder, plan
+from wmrl.nn.conv import after, decoder, encoder, plan
+from wmrl.nn.mlp import Norm
 from wmrl.spec import Batch, Loss, Space
 
 LOG_STD = (-10.0, 4.0)
@@ -24,13 +25,22 @@ class VAE(nn.Module):
             ctallec 0.
         flip: Mirror half of the training frames left to right. Source: ctallec. The decoder then also draws tracks that
             the dynamics never sees; leave it off where frames are few of a kind.
+        norm: Norm between convolutions and ReLUs, as `rssm` has it: "layer" over a whole map of channels, "rms" over
+            the channels of each pixel. Without one, a small thing on a plain ground may never be found.
 
     Raises:
         ValueError: if no layers fit the size of the frames.
     """
 
     def __init__(
-        self, observation: Space, *, latent: int = 32, beta: float = 1.0, free_nats: float = 0.0, flip: bool = False
+        self,
+        observation: Space,
+        *,
+        latent: int = 32,
+        beta: float = 1.0,
+        free_nats: float = 0.0,
+        flip: bool = False,
+        norm: Norm = "none",
     ):
         super().__init__()
         if latent < 1 or beta < 0 or free_nats < 0:
@@ -39,10 +49,10 @@ class VAE(nn.Module):
         channels, features = observation.shape[0], layers.top[0] * layers.top[1] * layers.top[2]
         self.latent = Space((latent,))
         self.beta, self.free_nats, self.flip = beta, free_nats, flip
-        self.encoder = encoder(channels, layers.down)
+        self.encoder = encoder(channels, layers.down, after("relu", norm))
         self.mean = nn.Linear(features, latent)
         self.log_std = nn.Linear(features, latent)
-        self.decoder = decoder(latent, layers.seed, layers.up, channels)
+        self.decoder = decoder(latent, layers.seed, layers.up, channels, after("relu", norm))
 
     def encode(self, obs: Tensor) -> Tensor:
         """Frames (*n, C, H, W) uint8 -> code (*n, 2, Z) float32: mean and log standard deviation."""
