@@ -182,6 +182,26 @@ def test_without_the_world_in_the_graph_only_log_probabilities_have_gradients():
     torch.testing.assert_close(*grads)  # actions are given there, even where they are in the graph
 
 
+def test_a_mix_has_its_shares_of_both_gradients_and_entropy_is_sought_where_states_weigh():
+    table = tabular.chain()
+    controller, weight = MLP((3,), table.actions, layers=1, units=8), torch.tensor([1.0, 0.5, 0.0])
+    dream = imagine(tabular.world_of(table), controller, torch.eye(3), H, rng=rng(), through=True)
+    slow = ActorCritic(horizon=H, **SMALL).learner(controller, (3,), CPU).slow
+
+    def gradients(**how):
+        learner = ActorCritic(horizon=H, **{"entropy": 0.0, **how}, **SMALL).learner(controller, (3,), CPU)
+        learner.slow = slow
+        loss = learner.losses(dream, weight)[0]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, controller.parameters(), retain_graph=True)])
+
+    apart, through = gradients(), gradients(gradient="dynamics")
+    torch.testing.assert_close(gradients(gradient="mix", mix=0.3), 0.7 * apart + 0.3 * through)
+    weights = step_weights(weight, DISCOUNT * dream.cont.detach())
+    sought = (weights * dream.entropy).sum() / (H * weight.sum())
+    wanted = torch.autograd.grad(-0.4 * sought, controller.parameters(), retain_graph=True)
+    torch.testing.assert_close(gradients(entropy=0.4) - apart, torch.cat([g.flatten() for g in wanted]))
+
+
 def test_the_slow_critic_follows_every_so_many_updates():
     table = tabular.chain()
     learner = ActorCritic(horizon=H, **{**SMALL, "slow_every": 3, "slow_fraction": 0.5}).learner(
