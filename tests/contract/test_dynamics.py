@@ -64,7 +64,7 @@ SMALL = [
     (Space((6,)), {"kind": "tssm", **STATE, **TOKENS, "actions_only": True}),
     (Space((6,)), {"kind": "tssm", **STATE, **TOKENS, "layout": "add", "positions": "rotary", "features": "z"}),
     (Space((4,)), {"kind": "tssm", **STATE, **TOKENS, "layout": "concat", "state": "gaussian", "reach": 4}),
-    (Space((4, 10, 10)), {"kind": "tssm", **STATE, **TOKENS, "depth": 2, "objective": "published"}),
+    (Space((4, 10, 10)), {"kind": "tssm", **STATE, **TOKENS, "dense": True, "objective": "published"}),
 ]
 models = pytest.mark.parametrize(
     ("space", "table"), SMALL, ids=lambda x: x["kind"] if isinstance(x, dict) else str(x.shape)

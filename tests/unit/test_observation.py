@@ -22,6 +22,20 @@ def test_any_size_comes_back_as_it_went_in(shape):
     assert decoder.loss(decoded, obs).shape == (2, 3)
 
 
+@pytest.mark.parametrize("shape", [(4, 10, 10), (3, 64, 64), (3, 32, 48)], ids=str)
+def test_dense_eyes_read_and_draw_arrays_of_any_size(shape):
+    how = {**HOW, "dense": True}
+    encoder = Encoder(Space(shape), embedding=8, **how)
+    decoder = Decoder(7, Space(shape), likelihood="bernoulli", **how)
+    assert not any(part.ndim == 4 for net in (encoder, decoder) for part in net.parameters())
+    obs, features = torch.rand(2, 3, *shape), torch.randn(2, 3, 7)
+    shift = 0.0 if shape[1] == 10 else 0.5
+    torch.testing.assert_close(encoder(obs), encoder.embed(encoder.net(obs.flatten(2) - shift)))
+    assert encoder.size == encoder(obs).shape[-1] == 8 and decoder(features).shape == obs.shape
+    torch.testing.assert_close(decoder(features).flatten(2), decoder.net(features))
+    assert Decoder(7, Space(shape), likelihood="gaussian", **how).shift == shift
+
+
 def test_at_64_the_layers_are_dreamers():
     assert (
         sum(p.numel() for p in Encoder(Space((3, 64, 64)), embedding=0, **{**HOW, "depth": 32}).parameters()) == 690_144

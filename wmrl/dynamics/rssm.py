@@ -69,9 +69,10 @@ class RSSM(nn.Module):
         posterior_layers: Hidden layers of the posterior. Source: 1.
         activation: Of all MLPs, of grids' convolutions, and with a norm of pictures'. Source: "elu"; DreamerV3, "silu".
         norm: Of all MLPs and of pictures' convolutions. Source: "none"; DreamerV3, "rms".
+        dense: Whether MLPs read and draw pictures and grids too, and no convolutions. Source: MinAtar, an option.
         depth: Channels after the first convolution. Source: Dreamer 32, MinAtar 16.
         embedding: Size of a linear layer behind the convolutions, 0 for none. Source: MinAtar 200, else 0.
-        units: Of the heads, and of encoders and decoders of vectors. Source: MinAtar 100, Dreamer 300, DreamerV2 400.
+        units: Of the heads, and of eyes that are MLPs. Source: MinAtar 100, Dreamer 300, DreamerV2 400.
         layers: Hidden layers of the same. Source: MinAtar 3.
         observation: Likelihood: "gaussian" of unit variance, "scaled" with learnt standard deviations (for vectors),
             "bernoulli" (for grids of booleans), "symlog" (for vectors; the encoder's input is then symlog as well).
@@ -112,6 +113,7 @@ class RSSM(nn.Module):
         posterior_layers: int = 1,
         activation: Activation = "elu",
         norm: Norm = "none",
+        dense: bool = False,
         depth: int = 32,
         embedding: int = 0,
         units: int = 200,
@@ -139,7 +141,7 @@ class RSSM(nn.Module):
         size = deterministic + self.space.size
         self.feature_shape, drawn, kl = (size,), self.space.size, self.space.parameters
         style: dict = {"activation": activation, "norm": norm}
-        eyes: dict = {"depth": depth, "units": units, "layers": layers, **style}
+        eyes: dict = {"depth": depth, "units": units, "layers": layers, "dense": dense, **style}
         self.encoder = Encoder(latent, embedding=embedding, squash=observation == "symlog", **eyes)
         self.decoder = Decoder(size, latent, likelihood=observation, **eyes)
         self.recurrence = recurrent.recurrence(

@@ -64,9 +64,10 @@ class TSSM(nn.Module):
         features: What controllers see of a state: "zh" draw and transformer output, "z" the draw alone (published).
         activation: Of all MLPs, of grids' convolutions, and with a norm of pictures'.
         norm: Of all MLPs and of pictures' convolutions.
+        dense: Whether MLPs read and draw pictures and grids too, and no convolutions.
         depth: Channels after the first convolution. Source: Dreamer 32.
         embedding: Size of a linear layer behind the convolutions, 0 for none.
-        units: Of prior and heads, and of encoders and decoders of vectors.
+        units: Of prior and heads, and of eyes that are MLPs.
         layers: Hidden layers of the same.
         observation: Likelihood, as in `rssm`: "gaussian", "scaled", "bernoulli", "symlog".
         reward: Distribution of the reward, as in `rssm`: "gaussian", "two-hot".
@@ -108,6 +109,7 @@ class TSSM(nn.Module):
         features: Literal["zh", "z"] = "zh",
         activation: Activation = "silu",
         norm: Norm = "layer",
+        dense: bool = False,
         depth: int = 32,
         embedding: int = 0,
         units: int = 256,
@@ -134,8 +136,9 @@ class TSSM(nn.Module):
         sizes = Sizes(width=self.tokens.width, blocks=blocks, heads=heads, feedforward=feedforward)
         self.trunk = SlidingTransformer(sizes, reach=reach, tokens=self.tokens.tokens, positions=positions)
         mlps: dict[str, Any] = {"units": units, "layers": layers, "activation": activation, "norm": norm}
-        self.encoder = Encoder(latent, depth=depth, embedding=embedding, squash=observation == "symlog", **mlps)
-        self.decoder = Decoder(self.space.size, latent, likelihood=observation, depth=depth, **mlps)
+        eyes: dict[str, Any] = {"depth": depth, "dense": dense, **mlps}
+        self.encoder = Encoder(latent, embedding=embedding, squash=observation == "symlog", **eyes)
+        self.decoder = Decoder(self.space.size, latent, likelihood=observation, **eyes)
         self.posterior = nn.Linear(self.encoder.size, self.space.parameters)
         self.prior = mlp(self.tokens.width, self.space.parameters, **mlps)
         self.reward = RewardHead(size, reward, **mlps)

@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     """Observations (*n, *obs) of any dtype -> embeddings (*n, E); E is `size`.
 
     Pictures go through Dreamer's convolutions of stride 2, grids through three of stride 1 (the published MinAtar
-    agent), vectors through an MLP.
+    agent), vectors through an MLP; `dense` all of them.
 
     Args:
         space: Of the observations.
@@ -47,6 +47,7 @@ class Encoder(nn.Module):
         activation: Of grids and vectors; pictures have it if they have a norm, else ReLU. Source: Dreamer; DreamerV3.
         norm: Of the MLP and of pictures: "layer" over a whole map of channels, "rms" over the channels of each pixel.
         squash: Whether symlog is taken of vectors. Source: DreamerV3.
+        dense: Whether an MLP reads pictures and grids too. Source: the MinAtar agent, `pixel = False`.
 
     Raises:
         ContractError: if no layers fit the space.
@@ -63,13 +64,16 @@ class Encoder(nn.Module):
         activation: Activation,
         norm: Norm,
         squash: bool = False,
+        dense: bool = False,
     ):
         super().__init__()
         _check(space)
         self.axes, self.squash, self.shift = len(space.shape), squash and len(space.shape) == 1, 0.0
+        self.dense = dense or self.axes == 1
         self.net: nn.Module
-        if self.axes == 1:
-            self.net, size = hidden(space.shape[0], units, layers, activation=activation, norm=norm), units
+        if self.dense:
+            self.net, size = hidden(math.prod(space.shape), units, layers, activation=activation, norm=norm), units
+            self.shift = CENTRE if self.axes == 3 and not is_grid(space) else 0.0
         elif is_grid(space):
             self.net, size = _grid_encoder(space.shape, depth, activation)
         else:
@@ -82,6 +86,7 @@ class Encoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """(*n, *obs) -> (*n, E)."""
         lead, x = obs.shape[: -self.axes], unit(obs).flatten(0, -self.axes - 1) - self.shift
+        x = x.flatten(1) if self.dense else x
         embedded: Tensor = self.embed(self.net(symlog(x) if self.squash else x))
         return embedded.unflatten(0, lead)
 
@@ -101,6 +106,7 @@ class Decoder(nn.Module):
         layers: As `Encoder`.
         activation: As `Encoder`.
         norm: As `Encoder`.
+        dense: As `Encoder`.
 
     Raises:
         ContractError: if the likelihood does not fit the space.
@@ -117,27 +123,31 @@ class Decoder(nn.Module):
         layers: int,
         activation: Activation,
         norm: Norm,
+        dense: bool = False,
     ):
         super().__init__()
         _check(space)
         self.axes, self.likelihood, self.shift = len(space.shape), likelihood, 0.0
+        self.shape = space.shape if dense and len(space.shape) == 3 else None  # that an MLP's numbers are given
         if self.axes == 3 and likelihood in ("scaled", "symlog"):
             raise ContractError(f"the likelihood {likelihood!r} is for vectors, and observations are {space.shape}")
         self.net: nn.Module
-        if self.axes == 1:
-            outputs = space.shape[0] * (2 if likelihood == "scaled" else 1)
+        if dense or self.axes == 1:
+            outputs = math.prod(space.shape) * (2 if likelihood == "scaled" else 1)
             self.net = mlp(inputs, outputs, units=units, layers=layers, activation=activation, norm=norm)
         elif is_grid(space):
             self.net = _grid_decoder(inputs, space.shape, depth, activation)
         else:
             plan = layers_for(space.shape, depth)
             self.net = decoder(inputs, plan.seed, plan.up, space.shape[0], after(activation, norm))
-            self.shift = 0.0 if likelihood == "bernoulli" else CENTRE
+        if self.axes == 3 and not is_grid(space) and likelihood != "bernoulli":
+            self.shift = CENTRE
 
     def forward(self, features: Tensor) -> Tensor:
         """(*n, F) -> (*n, *obs) float32, of the likelihood's parameters; "scaled" has twice as many numbers."""
         lead = features.shape[:-1]
         decoded: Tensor = self.net(features.reshape(-1, features.shape[-1]))
+        decoded = decoded if self.shape is None else decoded.unflatten(-1, self.shape)
         return decoded.float().unflatten(0, lead)
 
     def mean(self, decoded: Tensor) -> Tensor:
