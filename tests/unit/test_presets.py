@@ -87,3 +87,12 @@ def test_dreamer_v2_for_minatar_has_the_published_number_and_is_the_pipeline_for
 def test_dreamer_v3_small_has_one_million_parameters():
     counted = sizes("dreamer-v3-small")
     assert counted["world"] + counted["controller"] + counted["critic"] == pytest.approx(1e6, rel=0.05)
+
+
+def test_dreamer_v3_small_weighs_pictures_by_their_squared_error():
+    pipe = pipeline.load(FOLDER / "dreamer-v3-small.toml")
+    space, actions = game(pipe)
+    world = config.build(DYNAMICS, pipe.dynamics, "dynamics", space, actions)
+    seen, drawn = torch.rand(2, *space.shape), torch.rand(2, *space.shape)
+    loss = world.scales["observation"] * world.decoder.loss(drawn - 0.5, seen)  # it draws pictures less 0.5
+    torch.testing.assert_close(loss, (drawn - seen).square().sum((1, 2, 3)))
