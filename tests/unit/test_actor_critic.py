@@ -291,6 +291,17 @@ def test_losses_are_float32_under_autocast_and_the_update_is_nearly_the_same():
     torch.testing.assert_close(*after, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("how", [Reward(horizon=H), Reward(horizon=H, discount=1.0)], ids=["usual", "published"])
+def test_a_dreamt_reward_counts_less_the_later_it_comes(how):
+    table, starts = tabular.chain(), torch.eye(3)[:2].repeat(20, 1)
+    world, controller = tabular.world_of(table), MLP((3,), table.actions, layers=1, units=8)
+    dream = imagine(world, controller, starts, H, rng=rng(), through=False)
+    sums = [(step_weights(torch.ones(40), c * dream.cont) * dream.reward).sum() / 40 for c in (0.99, 1.0)]
+    told = how.learner(controller, (3,), CPU).update(world, starts, torch.ones(40), rng=rng())["dream/return"]
+    torch.testing.assert_close(told, sums[how.discount == 1])
+    assert sums[0] < sums[1]
+
+
 def test_value_is_an_actor_critic_that_follows_the_dynamics_and_hands_its_keywords_on():
     how = Value(clip=3.0, batch=7, critic_layers=2).same()
     assert (how.gradient, how.slow_every, how.critic_activation) == ("dynamics", 1, "relu")

@@ -20,12 +20,12 @@ class Reward(Offline):
     """Follow the gradient of the reward that a dream of `horizon` steps collects, through the world model.
 
     What lies behind the horizon counts nothing. Source: the reward trainer of mauicv's RSSM and TSSM (after Hafner et
-    al. 2020); there, a likely end of the episode takes the reward of its own step and of no later one. The other
-    keywords are those of `Offline`.
+    al. 2020); there nothing is discounted, and a likely end of the episode takes the reward of its own step and of no
+    later one. The other keywords are those of `Offline`.
 
     Args:
         horizon: Steps of a dream.
-        discount: Of rewards, per step.
+        discount: Of rewards, per step. Source: mauicv/world-model-rl, none (1).
         entropy: Scale of the entropy bonus.
         learning_rate: Of Adam.
         clip: Longest gradient; 0 clips nothing.
@@ -35,7 +35,7 @@ class Reward(Offline):
     """
 
     horizon: int = 15
-    discount: float = 1.0
+    discount: float = 0.99
     entropy: float = 1e-3
     learning_rate: float = 8e-5
     clip: float = 1.0
