@@ -272,6 +272,22 @@ def test_asleep_both_worlds_are_measured_and_drawn(pipe, tmp_path) -> None:
         assert values == made.facts[kept]["returns"].mean(1).tolist()
 
 
+EYES = {"rssm": {"deterministic": 4, "hidden": 4}, "tssm": {"width": 4, "heads": 1, "blocks": 1}, "latent": {"size": 4}}
+
+
+@pytest.mark.parametrize("where", ["env", "dream"])
+@pytest.mark.parametrize("kind", EYES)
+def test_a_world_model_with_its_own_eyes_is_searched_in_as_any(pipe, tmp_path, kind, where) -> None:
+    dynamics = {"kind": kind, "units": 4, "layers": 1, "depth": 2, **EYES[kind]}
+    table = {**_asleep(pipe, where=where).table(), "representation": {"kind": "pixels"}, "dynamics": dynamics}
+    store = Store(tmp_path / "own", parse(table))
+    eyes = _save(store, "vae", REPRESENTATIONS, table["representation"], (FRAMES,), "representation", {})
+    _save(store, "dynamics", DYNAMICS, dynamics, (FRAMES, ACTIONS), "dynamics", {"representation": eyes.hash})
+    _, made = _run(parse(table), tmp_path, "own")
+    assert len(made.facts["history"]["mean"]) == 4 and np.isfinite(made.facts["validation"]["returns"]).all()
+    assert made.facts["validation"]["returns"].std() > 0
+
+
 def test_killed_in_a_validation_of_either_world_it_ends_with_the_same_bits(pipe, tmp_path, monkeypatch) -> None:
     asleep = _asleep(pipe, validation_episodes=20)  # two waves in the dream, four in the environment
     monkeypatch.setattr(stage, "DREAMERS", 12)
