@@ -20,7 +20,11 @@ Positions = Literal["relative", "rotary"]
 
 
 class Past(NamedTuple):
-    """Keys and values of the last M - 1 steps of B rows, the newest last; places before the first step do not count."""
+    """Keys and values of the last M - 1 steps of B rows, the newest last; places before the first step do not count.
+
+    Its size is the same from the first step on. A step gives a new one, and does not write into the old one: states are
+    values, and gradients go back through them.
+    """
 
     keys: tuple[Tensor, ...]  # for each block (B, M - 1, K, d)
     values: tuple[Tensor, ...]  # the same
