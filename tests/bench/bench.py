@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import compiled
 import dreamers
 import models
 import processes
@@ -39,6 +40,7 @@ GROUPS: list[tuple[str, Callable[[Bench, str], Iterator[Row]]]] = [
     ("jk", models.models),
     ("lmno", dreamers.dreamers),
     ("p", seeds.seeds),
+    ("q", compiled.compiled),
     ("h", processes.memory),
 ]
 
@@ -70,7 +72,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the speed of every stage on this machine.")
-    parser.add_argument("--only", default="abcdefghijklmnop", help="letters of the rows to measure: e,g")
+    parser.add_argument("--only", default="abcdefghijklmnopq", help="letters of the rows to measure: e,g")
     parser.add_argument("--quick", action="store_true", help="measure for a fraction of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (needs 2 GB)")

@@ -163,6 +163,7 @@ def _pictures(bench: Bench, wanted: str) -> Iterator[Row]:
         bare = dataclasses.replace(PICTURES, trainer={"kind": "reward"})
         without = _in_turns({best: Parts(bare, PICTURE, best)}, count, _from_states, rows, STARTS // rows - 1)[best]
         speeds += f"; no critic ({bare.trainer['kind']}): {middle(without):.2f} s"
+        speeds += f"; {sides[best].shares()}"
         detail = f"{STARTS} starts, 15 steps, through the dynamics; {speeds}; {bench.machine()}"
         yield Row("n  update of an RSSM's actor", middle(times[best]), 0.5, at_most=True, unit=" s", detail=detail)
 

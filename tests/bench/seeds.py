@@ -56,12 +56,12 @@ def seeds(bench: Bench, wanted: str) -> Iterator[Row]:
         mock.patch.object(ChannelsLast, "forward", lambda self, x: x),
         mock.patch.object(rssm, "unrolled", lambda *args: contextlib.nullcontext()),
     ):
-        took = _alternate({"vmap": lambda: one(weights, buffers), "turn": in_turn}, count)
+        took = alternate({"vmap": lambda: one(weights, buffers), "turn": in_turn}, count)
     detail = f"{SEEDS} gradients: in turn {took['turn']:.2f} s, under vmap {took['vmap']:.2f} s; {KINDS[0]}"
     yield Row("p  seeds under vmap, times the speed in turn", took["turn"] / took["vmap"], detail=detail)
 
 
-def _alternate(works: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
+def alternate(works: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
     """Seconds of each, the middle of `count` after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(count + 1):

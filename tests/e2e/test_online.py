@@ -75,7 +75,12 @@ def whole(launch, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("fault", MOMENTS, ids=str)
+QUICK = (2, 6)
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(x, marks=() if i in QUICK else pytest.mark.slow, id=str(x)) for i, x in enumerate(MOMENTS)]
+)
 def test_after_a_kill_9_the_same_command_ends_as_if_nothing_had_happened(launch, whole, tmp_path, fault):
     (tmp_path / "online.toml").write_text(PIPELINE)
     first = launch(tmp_path, *WORDS, fault=fault)

@@ -41,7 +41,8 @@ class MLP(nn.Module):
         activation: After each layer.
         norm: Before each activation. Source: DreamerV3, "rms".
         policy: Of continuous actions: "tanh-normal" (Dreamer), "truncated-normal" (DreamerV2), or "normal" with a
-            bounded mean, clipped where it is taken (mauicv's RSSM and TSSM; DreamerV3 with other deviations).
+            bounded mean, clipped where it is taken (mauicv's RSSM and TSSM, tanh(x / 5); DreamerV3 has tanh(x), and
+            other deviations).
         unimix: Of discrete actions: the share of the uniform distribution. Source: DreamerV3, 0.01.
         min_std: Least standard deviation (before tanh); by default that of the policy's source.
         max_std: Largest one; by default that of the policy's source: 2.1 if truncated, 1.01 if normal.
