@@ -21,6 +21,7 @@ import compiled
 import dreamers
 import models
 import processes
+import replaying
 import rolling
 import seeds
 import torch
@@ -41,6 +42,7 @@ GROUPS: list[tuple[str, Callable[[Bench, str], Iterator[Row]]]] = [
     ("lmno", dreamers.dreamers),
     ("p", seeds.seeds),
     ("q", compiled.compiled),
+    ("r", replaying.replaying),
     ("h", processes.memory),
 ]
 
@@ -72,7 +74,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the speed of every stage on this machine.")
-    parser.add_argument("--only", default="abcdefghijklmnopq", help="letters of the rows to measure: e,g")
+    parser.add_argument("--only", default="abcdefghijklmnopqr", help="letters of the rows to measure: e,g")
     parser.add_argument("--quick", action="store_true", help="measure for a fraction of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (needs 2 GB)")

@@ -56,11 +56,15 @@ SHORT = {
     "wmrl iterate pendulum": "--steps 120 --set env.max_steps=20 --set online.seed_steps=60 "
     "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
     "--set fit.dynamics.batch=2 --set test.episodes=2",
+    "wmrl iterate pendulum-rssm": "--steps 1680 --set env.max_steps=60 --set online.seed_steps=1640 "
+    "--set online.environments=4 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
+    "--set fit.dynamics.batch=2 --set test.episodes=2",
+    "wmrl iterate pendulum-rssm --logdir": "--steps 120 --set env.max_steps=20 --set online.seed_steps=60 "
+    "--set online.environments=2 --set online.evaluate_every=0 --set fit.dynamics.batch=2 --set test.episodes=2",
     "wmrl iterate carracing-rssm": "--steps 120 --set env.max_steps=20 --set online.seed_steps=60 "
     "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
     "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
     "wmrl test-controller --logdir runs/breakout": "--episodes 2",
-    "wmrl generate pendulum-rssm": "--rollouts 28 --set env.max_steps=60",
     "wmrl train-vae pendulum-rssm": "--set env.max_steps=60",
     "wmrl train-vae pendulum-rssm --logdir runs/pendulum/v": "--set env.max_steps=60 --steps 2 --batch-size 2 "
     "--set fit.vae.validation_batches=1",
