@@ -154,6 +154,21 @@ def test_gradients_reach_the_steps_in_sight_in_both_forms(positions):
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
 
 
+@each
+def test_dropout_needs_training_and_a_generator_and_changes_no_mean(positions):
+    model, x, at = trunk(positions), inputs(2, 5), times(2, 5)
+    plain = model(x, at)[0]
+    model.dropout = 0.2
+    torch.testing.assert_close(model(x, at)[0], plain)
+    torch.testing.assert_close(model.eval()(x, at, torch.Generator())[0], plain)
+    model.train().norm = torch.nn.Identity()  # what lies before it is the mean of many draws, nearly
+    rng, whole = torch.Generator().manual_seed(3), trunk(positions)
+    whole.norm = torch.nn.Identity()
+    draws = torch.stack([model(x, at, rng)[0] for _ in range(400)])
+    assert draws.std(0).mean() > 0.1
+    torch.testing.assert_close(draws.mean(0), whole(x, at)[0], atol=0.3, rtol=0.1)
+
+
 @pytest.mark.parametrize(
     ("heads", "more", "words"),
     [

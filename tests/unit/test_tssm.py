@@ -69,13 +69,20 @@ def test_the_states_of_a_window_are_those_of_steps(layout, positions, crossing):
 
 
 def test_learning_tells_the_loss_and_the_states():
-    for more in ({}, {"actions_only": True}):
+    for more in ({}, {"actions_only": True}, {"dropout": 0.3}):
         dynamics, (obs, batch) = model(state="gaussian", **more), windows()
         total, metrics, states = dynamics.learn(obs, batch, rng=seeded(5))
         loss, parts = dynamics.loss(obs, batch, rng=seeded(5))
         assert total.equal(loss) and metrics == parts
         tree_map(lambda x: x if not x.requires_grad else pytest.fail("a state is in the graph"), states)
         torch.testing.assert_close(states.h, walk_of(dynamics, states.z, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_alone():
+    (obs, batch), plain, dropped = windows(), model(state="gaussian"), model(state="gaussian", dropout=0.3)
+    for training, same in ((True, False), (False, True)):
+        losses = [m.train(training).loss(obs, batch, rng=seeded(5))[0] for m in (plain, dropped)]
+        assert losses[0].equal(losses[1]) == same
 
 
 def walk_of(dynamics: TSSM, z: Tensor, batch: Batch) -> Tensor:
@@ -232,6 +239,7 @@ def test_states_of_many_windows_cost_little_before_they_are_taken():
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"context": 1}, "context must be at least 2, got 1"),
         ({"heads": 3}, "heads must divide the width"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),
         ({"rep_scale": -1.0}, "rep_scale must be at least 0, got -1.0"),
     ],
 )

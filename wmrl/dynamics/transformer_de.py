@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from wmrl.errors import ContractError
 from wmrl.limits import at_least
+from wmrl.nn.dropout import chance
 from wmrl.nn.heads import MixtureHead, OutcomeHead, masked_mean
 from wmrl.nn.transformer import CausalTransformer, Memory, Positions, Sizes
 from wmrl.spec import Actions, Batch, Loss, Space, Step
@@ -80,8 +81,7 @@ class TransformerDE(nn.Module):
         sizes = Sizes(width=width, blocks=blocks, heads=heads, feedforward=feedforward)
         at_least(1, hidden=hidden, mixtures=mixtures)
         at_least(2, context=context)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}")
+        chance(dropout)
         if termination_weight <= 0:
             raise ValueError(f"termination_weight must be greater than 0, got {termination_weight}")
         (self.size,), self.shown, self.termination_weight = latent.shape, features, termination_weight

@@ -59,6 +59,7 @@ class TSSM(nn.Module):
         context: Steps of the windows that it is learnt in: the same as `fit.dynamics.length`.
         reach: Steps that a token looks back, its own included, and at most `context`. It is what a state remembers, and
             a dream is begun at every step of many windows: memory and time grow with it. Source: TWM, 16.
+        dropout: In training, also on attention weights. Source: mauicv 0.1, in its examples 0.
         actions_only: Whether a dream reads its start and its actions, and none of the states that it dreamt, so that
             gradients reach an action directly (Ma et al. 2024); it is learnt with eyes that close at a random step.
         features: What controllers see of a state: "zh" draw and transformer output, "z" the draw alone (published).
@@ -105,6 +106,7 @@ class TSSM(nn.Module):
         feedforward: int = 1024,
         context: int = 32,
         reach: int = 16,
+        dropout: float = 0.0,
         actions_only: bool = False,
         features: Literal["zh", "z"] = "zh",
         activation: Activation = "silu",
@@ -134,7 +136,8 @@ class TSSM(nn.Module):
         self.tokens = StepTokens(self.space.size, actions.size, width, layout=layout, blind=actions_only)
         reach, size = min(reach, context), self.space.size + self.tokens.width
         sizes = Sizes(width=self.tokens.width, blocks=blocks, heads=heads, feedforward=feedforward)
-        self.trunk = SlidingTransformer(sizes, reach=reach, tokens=self.tokens.tokens, positions=positions)
+        how: dict[str, Any] = {"tokens": self.tokens.tokens, "positions": positions, "dropout": dropout}
+        self.trunk = SlidingTransformer(sizes, reach=reach, **how)
         mlps: dict[str, Any] = {"units": units, "layers": layers, "activation": activation, "norm": norm}
         eyes: dict[str, Any] = {"depth": depth, "dense": dense, **mlps}
         self.encoder = Encoder(latent, embedding=embedding, squash=observation == "symlog", **eyes)
@@ -210,15 +213,12 @@ class TSSM(nn.Module):
     ) -> tuple[Tensor, Metrics, TSSMState]:
         """As `loss`, and the states (B, T + 1, ...) met on the way, detached."""
         total, metrics, z, read = self._learnt(latent, batch, rng)
-        if self.actions_only:  # eyes were closed
-            with torch.no_grad():
-                read = self._read(z, batch, torch.ones_like(batch.reward))
-        return total, metrics, self._met(z.detach(), batch, *read)
+        again = self.actions_only or self.trunk.dropout  # eyes were closed, or something was left out
+        return total, metrics, self._met(z.detach(), batch, None if again else read)
 
     def states(self, latent: Tensor, batch: Batch, *, rng: torch.Generator | None = None) -> TSSMState:
         """The states (B, T + 1, ...) at all rows of windows (B, T + 1, *obs), told the rewards."""
-        z = self._look(latent, rng)
-        return self._met(z, batch, *self._read(z, batch, torch.ones_like(batch.reward)))
+        return self._met(self._look(latent, rng), batch)
 
     def _look(self, latent: Tensor, rng: torch.Generator | None) -> Tensor:
         return self.space.sample(self.posterior(self.encoder(latent)), rng)
@@ -228,15 +228,16 @@ class TSSM(nn.Module):
         out, past = self.trunk.step(state.past, self.tokens(state.z, action, state.reward, state.seen))
         return out[:, -1].float(), past
 
-    def _read(self, z: Tensor, batch: Batch, seen: Tensor) -> tuple[Tensor, Kept]:
+    def _read(self, z: Tensor, batch: Batch, seen: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Kept]:
         """Windows of draws (B, T + 1, S) -> outputs (B, T, d) after each step, and keys and values."""
         tokens = self.tokens(z[:, :-1], batch.action, arrived(batch)[:, :-1], seen)
-        out, kept = self.trunk(tokens, ages(batch)[:, :-1])
+        out, kept = self.trunk(tokens, ages(batch)[:, :-1], rng)
         return out[:, :, -1].float(), kept
 
-    def _met(self, z: Tensor, batch: Batch, h: Tensor, kept: Kept) -> TSSMState:
-        """The states (B, T + 1, ...) of a window that was read."""
+    def _met(self, z: Tensor, batch: Batch, read: tuple[Tensor, Kept] | None = None) -> TSSMState:
+        """The states (B, T + 1, ...) of a window, that was read already or is read with open eyes."""
         at, reward = ages(batch), arrived(batch)
+        h, kept = read or self._read(z, batch, torch.ones_like(batch.reward))
         h = F.pad(h.detach(), (0, 0, 1, 0)) * (at > 0)[..., None]
         return TSSMState(z, h, reward, torch.ones_like(reward), self.trunk.pasts(kept, at))
 
@@ -262,7 +263,7 @@ class TSSM(nn.Module):
         q = self.posterior(self.encoder(latent))
         drawn = self.space.sample(q, rng)
         z = drawn.detach() if self.published else drawn
-        h, kept = self._read(z, batch, seen)
+        h, kept = self._read(z, batch, seen, rng)
         both, mask = torch.cat([z[:, 1:], h], -1), batch.mask
         rows = torch.cat([batch.rows[:, 1:2], batch.rows[:, 1:]], 1)  # a window of padding counts for nothing
         terms = self._divergences(q[:, 1:], self.prior(h), mask)

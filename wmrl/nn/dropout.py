@@ -6,6 +6,16 @@ from torch import Tensor
 LEVELS = 1 << 16
 
 
+def chance(dropout: float) -> None:
+    """Check the chance of a pipeline file.
+
+    Raises:
+        ValueError: if it is none, or 1.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}")
+
+
 class Drop:
     """Sets numbers to zero with chance `p` and scales the others by 1 / (1 - p), as in training.
 

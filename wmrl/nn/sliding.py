@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl.limits import at_least
+from wmrl.nn.dropout import Drop, chance
 from wmrl.nn.transformer import BASE, Sizes, turned
 
+NONE = Drop(0.0)
 Positions = Literal["relative", "rotary"]
 
 
@@ -48,10 +50,10 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
         return q, k, v
 
-    def forward(self, x: Tensor, read: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: Tensor, drop: Drop = NONE) -> Tensor:
         """Tokens (*n, d) and what attention gave them -> (*n, d)."""
-        x = x + self.out(read)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        x = x + drop(self.out(read))
+        return x + drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
 
 class SlidingTransformer(nn.Module):
@@ -63,9 +65,11 @@ class SlidingTransformer(nn.Module):
         tokens: Tokens K in a step.
         positions: "relative", a vector for each distance and head that queries are multiplied with, scaled as keys are
             (Shaw et al. 2018); "rotary", queries and keys turned by their position (Su et al. 2021).
+        dropout: On tokens, attention weights and residual branches; only where `forward` is given a generator in
+            training mode, so never step by step.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if sizes do not fit together, or dropout is no share.
     """
 
     parts: Tensor
@@ -80,10 +84,13 @@ class SlidingTransformer(nn.Module):
         reach: int,
         tokens: int = 1,
         positions: Positions = "relative",
+        dropout: float = 0.0,
     ):
         super().__init__()
         sizes.check(positions)
         at_least(2, reach=reach)
+        chance(dropout)
+        self.dropout = dropout
         self.width, self.heads, self.reach, self.tokens = sizes.width, sizes.heads, reach, tokens
         self.positions, self.scale, n = positions, 1 / math.sqrt(sizes.head), reach * tokens
         self.blocks = nn.ModuleList(Block(sizes.width, sizes.feedforward) for _ in range(sizes.blocks))
@@ -97,26 +104,30 @@ class SlidingTransformer(nn.Module):
         for name, buffer in {"rates": rates, "parts": sizes.parts(), "age": age, "later": later}.items():
             self.register_buffer(name, buffer, persistent=False)
 
-    def forward(self, x: Tensor, at: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward(
+        self, x: Tensor, at: Tensor, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Windows -> outputs (B, T, K, d), and keys and values of each block, (B, T, K, d) both.
 
         Args:
             x: Tokens (B, T, K, d).
             at: (B, T) int64, steps since the first one of the same episode: what lies before that is not seen.
+            rng: In training mode, dropout acts with this noise.
         """
-        shape, kept = x.shape, []
-        x, angles, hidden = x.flatten(1, 2), self._angles(at), self._hidden(at)  # (B, L, d)
+        shape, kept, drop = x.shape, [], Drop(self.dropout, rng) if self.training and rng is not None else NONE
+        x, angles, hidden = drop(x.flatten(1, 2)), self._angles(at), self._hidden(at)  # (B, L, d)
         for i, block in enumerate(self._blocks()):
             q, k, v = block.ask(x)
             q, k = self._placed(q, k, angles)
             kept.append((k.reshape(shape), v.reshape(shape)))
             q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, d / heads)
-            if self.positions == "rotary":
+            if self.positions == "rotary" and not drop.p:
                 read = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
             else:
-                scores = (q @ k.mT + self._relative(i, q, x.shape[1])) * self.scale
-                read = scores.masked_fill(hidden, -math.inf).softmax(-1).to(v) @ v
-            x = block(x, read.transpose(1, 2).flatten(-2))
+                near = self._relative(i, q, x.shape[1]) if self.positions == "relative" else 0.0
+                scores = (q @ k.mT + near) * self.scale
+                read = drop(scores.masked_fill(hidden, -math.inf).softmax(-1)).to(v) @ v
+            x = block(x, read.transpose(1, 2).flatten(-2), drop)
         return self.norm(x).view(shape), kept
 
     def step(self, past: Past, x: Tensor) -> tuple[Tensor, Past]:
