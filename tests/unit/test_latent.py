@@ -239,6 +239,15 @@ def test_orthogonal_weights_are_an_option():
     assert (weight @ weight.T - torch.eye(8)).abs().max() > 0.1
 
 
+def test_each_part_of_the_loss_has_its_weight():
+    batch, weights = some_batch(), {"consistency": 2.0, "reward": 0.5, "continue": 3.0}
+    model = make(**{f"{name}_scale": weight for name, weight in weights.items()})
+    for training in (True, False):
+        total, parts = model.train(training).loss(batch.obs, batch, rng=seeded(2))
+        wanted = 2 * parts["consistency"] * training + 0.5 * parts["reward"] + 3 * parts["termination"]
+        torch.testing.assert_close(total, wanted + parts["probe"])
+
+
 def test_numbers_that_make_no_sense_are_refused():
     for name, wrong in {
         "size": {"size": 0},

@@ -68,6 +68,9 @@ class LatentModel(nn.Module):
         residual: Continuous: predict the change of the encoding. Source: mauicv/world-model-rl, an option.
         orthogonal: Begin with orthogonal weights in the encoder. Source: mauicv/world-model-rl.
         termination_weight: How much a step that terminates weighs against one that does not.
+        consistency_scale: Weight of the consistency. Source: mauicv/world-model-rl, 1, as of the next two.
+        reward_scale: Of the reward's error.
+        continue_scale: Of the end's cross entropy.
         probe: Train a decoder that nothing learns from, for films and `compare`. Without it no state has a picture.
 
     Raises:
@@ -97,10 +100,15 @@ class LatentModel(nn.Module):
         residual: bool = False,
         orthogonal: bool = True,
         termination_weight: float = 1.0,
+        consistency_scale: float = 1.0,
+        reward_scale: float = 1.0,
+        continue_scale: float = 1.0,
         probe: bool = True,
     ):
         super().__init__()
         at_least(1, size=size, units=units, frames=frames, horizon=horizon)
+        self.scales = {"consistency": consistency_scale, "reward": reward_scale, "termination": continue_scale}
+        at_least(0, consistency_scale=consistency_scale, reward_scale=reward_scale, continue_scale=continue_scale)
         if not 0 < decay <= 1 or termination_weight <= 0 or layers < 0:
             raise ValueError(
                 "decay must lie in (0, 1], termination_weight above 0 and layers at 0 or more, "
@@ -184,10 +192,11 @@ class LatentModel(nn.Module):
             rng: In training, codes are drawn with it; in eval mode they are the likeliest.
 
         Returns:
-            consistency + reward + termination + probe, or in eval mode the last three; and as metrics `consistency`
-            (2 - 2 cos, or cross entropy in nats per group of codes), `reward` squared error, `termination` cross
-            entropy in nats, each a mean over steps with their weights; `probe` (see `Probe.loss`); in eval mode also
-            `rank`, how many dimensions the encodings of the slow copy fill, and `spread`, their standard deviation.
+            The weighted sum of consistency, reward and termination, and the probe; in eval mode without consistency.
+            Metrics: `consistency` (2 - 2 cos, or cross entropy in nats per group of codes), `reward` squared error,
+            `termination` cross entropy in nats, each a mean over steps with their weights; `probe` (see `Probe.loss`);
+            in eval mode also `rank`, how many dimensions the encodings of the slow copy fill, and `spread`, their
+            standard deviation.
         """
         if self.training and torch.is_grad_enabled():
             self.target.follow(self.encoder)
@@ -206,12 +215,12 @@ class LatentModel(nn.Module):
         parts = {"consistency": masked_mean(apart, weight), **self._outcomes(seen, action, batch, rows, weight)}
         if self.probe is not None:
             parts["probe"] = self.probe.loss(seen, latent[:, rows], alive)
-        counted = [value for name, value in parts.items() if self.training or name != "consistency"]
+        scales = {"probe": 1.0} | (self.scales if self.training else {**self.scales, "consistency": 0.0})
         metrics = {name: value.detach() for name, value in parts.items()}
         if not self.training:
             flat, real = target.flatten(0, 1), batch.rows.flatten()
             metrics |= {"rank": effective_rank(flat, real), "spread": spread(flat, real)}
-        return torch.stack(counted).sum(), metrics
+        return torch.stack([scales[name] * value for name, value in parts.items()]).sum(), metrics
 
     def _pieces(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Windows cut into P pieces of H steps; behind the end of a window or an episode nothing of a piece counts.
