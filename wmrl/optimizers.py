@@ -16,15 +16,23 @@ def make(parameters: list[nn.Parameter], settings: Fit) -> torch.optim.Optimizer
     """The optimiser that the settings name; the learning rate is set before each step."""
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, settings.learning_rate, alpha=0.9)
-    return adam(parameters, settings.learning_rate, beta2=settings.beta2, epsilon=settings.epsilon)
+    how = {"beta2": settings.beta2, "epsilon": settings.epsilon, "weight_decay": settings.weight_decay}
+    return adam(parameters, settings.learning_rate, **how)
 
 
 def adam(
-    parameters: list[nn.Parameter], learning_rate: float, *, beta2: float = 0.999, epsilon: float = 1e-8
-) -> torch.optim.Adam:
-    """Adam, fused where there is such a kernel."""
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    *,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Adam, fused where there is such a kernel; with a decay, that of AdamW."""
+    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, learning_rate, betas=(0.9, beta2), eps=epsilon, fused=fused)
+    betas = (0.9, beta2)
+    return kind(parameters, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=fused)
 
 
 class Descent:

@@ -55,6 +55,8 @@ class Fit:
         beta2: Decay of Adam's average of squared gradients. Source: torch, 0.999; the Transformer, 0.98.
         epsilon: What Adam adds to the root of that average. Source: torch, 1e-8; the Transformer, 1e-9;
             DreamerV2, 1e-5.
+        weight_decay: Share of the weights that a step with learning rate 1 would take off them, beside the gradient
+            (Loshchilov and Hutter 2019). Source: torch's Adam, 0; DreamerV2, 1e-6.
         warmup: Steps over which the learning rate rises linearly from zero.
         clip: Largest norm of the gradient; 0 leaves it alone.
         validate_every: Steps between two looks at the fixed validation set.
@@ -72,6 +74,7 @@ class Fit:
     optimizer: Literal["adam", "rmsprop"] = "adam"
     beta2: float = 0.999
     epsilon: float = 1e-8
+    weight_decay: float = 0.0
     warmup: int = 0
     clip: float = 0.0
     validate_every: int = 250
@@ -240,8 +243,7 @@ def _check(pipe: Pipeline) -> None:
         if value > MOST[key]:
             raise ConfigError(f"{key}: must be at most {MOST[key]:,}, got {value:,}")
     for name, fit in {"vae": pipe.fit.vae, "dynamics": pipe.fit.dynamics}.items():
-        if not fit.beta2 < 1:
-            raise ConfigError(f"fit.{name}.beta2: must be less than 1, got {fit.beta2}")
+        _check_fit(name, fit)
     for key, value in not_negative.items():
         if not value >= 0:
             raise ConfigError(f"{key}: must not be negative, got {value}")
@@ -254,7 +256,14 @@ def _check(pipe: Pipeline) -> None:
     check_online(pipe.online)
 
 
+def _check_fit(name: str, fit: Fit) -> None:
+    if not fit.beta2 < 1:
+        raise ConfigError(f"fit.{name}.beta2: must be less than 1, got {fit.beta2}")
+    if fit.weight_decay and fit.optimizer != "adam":
+        raise ConfigError(f"fit.{name}.weight_decay: is for the optimizer 'adam', and this is {fit.optimizer!r}")
+
+
 POSITIVE = ("steps", "batch", "length", "learning_rate", "epsilon", "validate_every", "validation_batches", "log_every")
 MOST = {"env.size": 4096, "env.frame_skip": 35, "env.action_repeat": 100}
 MOST |= dict.fromkeys(("env.max_steps", "test.max_steps"), 10**9)
-NOT_NEGATIVE = ("beta2", "warmup", "clip", "plateau", "patience")
+NOT_NEGATIVE = ("beta2", "weight_decay", "warmup", "clip", "plateau", "patience")

@@ -150,6 +150,16 @@ def test_optimiser_states_come_back_whatever_the_memory_layout(name: str, layout
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 
 
+def test_weights_decay_beside_the_gradient() -> None:
+    """Without a gradient, a step takes learning_rate * weight_decay of them; Adam's averages know nothing of it."""
+    parameter = nn.Parameter(torch.tensor([2.0, -4.0]))
+    optimizer = optimizers.make([parameter], Fit(learning_rate=0.1, weight_decay=0.5))
+    parameter.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.tensor([1.9, -3.8]))
+    assert not optimizer.state[parameter]["exp_avg"].any()
+
+
 def _state(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
     return optimizers.state(optimizer, list(module.parameters()))
 

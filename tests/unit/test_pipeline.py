@@ -56,6 +56,10 @@ def test_another_kind_forgets_the_arguments_of_the_old_one(tmp_path):
         ("env.sticky=1.5", "env.sticky: a chance lies between 0 and 1, got 1.5"),
         ("env.max_steps=0", "env.max_steps: must be greater than 0, got 0"),
         ("fit.dynamics.clip=-1.0", "fit.dynamics.clip: must not be negative, got -1.0"),
+        (
+            "fit.vae={optimizer='rmsprop',weight_decay=0.1}",
+            "fit.vae.weight_decay: is for the optimizer 'adam', and this is 'rmsprop'",
+        ),
         ("nonsense", "--set takes a.b=c, got 'nonsense'"),
         ("seed.x=1", "seed.x: 'seed' is a value, not a table"),
         (
