@@ -65,7 +65,11 @@ SHORT = {
     "--set online.environments=2 --set online.evaluate_every=0 --set online.updates_per_step=0.02 "
     "--set fit.dynamics.batch=2 --set fit.dynamics.length=4 --set test.episodes=2",
     "wmrl test-controller --logdir runs/breakout": "--episodes 2",
+    "wmrl generate pendulum-rssm": "--rollouts 4",
     "wmrl train-vae pendulum-rssm": "--set env.max_steps=60",
+    "wmrl train-vae pendulum-rssm --logdir runs/lander-vectors": "",
+    "wmrl train-dynamics --logdir runs/lander-vectors": "--steps 2 --batch-size 2 "
+    "--set fit.dynamics.validation_batches=1",
     "wmrl train-vae pendulum-rssm --logdir runs/pendulum/v": "--set env.max_steps=60 --steps 2 --batch-size 2 "
     "--set fit.vae.validation_batches=1",
     "wmrl train-dynamics --logdir runs/pendulum": "--steps 2 --batch-size 2 --set fit.dynamics.validation_batches=1",
@@ -113,7 +117,7 @@ def sandbox(tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_wmrl_command_runs(sandbox, capfd):
     lines = commands("wmrl")
     assert len(lines) >= 20
