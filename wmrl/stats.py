@@ -49,9 +49,9 @@ class Summary:
         return asdict(self)
 
 
-def told(value: float) -> str:
-    """A return for people: 737.7, but 0.94, since there are games in which all returns lie below 1."""
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def told(value: float, beside: float = 0.0) -> str:
+    """A return for people: 737.7, but 0.94 if none `beside` it is larger: in some games all returns lie below 1."""
+    return f"{value:.1f}" if max(abs(value), abs(beside)) >= 10 else f"{value:.2f}"
 
 
 def mean(scores: np.ndarray) -> np.ndarray:

@@ -84,7 +84,9 @@ def test_both_curves_are_logged_and_kept_and_told() -> None:
     )
     (line,) = [text for text in worlds.said if text.startswith("generation 4")]
     dreamt, real = facts["validation"]["returns"][1].mean(), facts["awake"]["returns"][0].mean()
-    assert f"the mean dreams {dreamt:.1f} +- 0.0, and scores {real:.1f} +- 0.0 awake, on 4 validation episodes" in line
+    assert (
+        f"the mean dreams {dreamt:.2f} +- 0.00, and scores {real:.2f} +- 0.00 awake, on 4 validation episodes" in line
+    )
     assert "dreamt steps" in line and "asleep" in line
     assert not any("awake" in text for text in worlds.said if text.startswith("generation 2"))
 

@@ -98,3 +98,4 @@ def test_no_returns_are_an_error():
 
 def test_a_return_is_told_in_the_digits_that_it_needs():
     assert [told(x) for x in (737.71, -10.04, 9.996, 0.036, -0.5)] == ["737.7", "-10.0", "10.00", "0.04", "-0.50"]
+    assert told(0.5, beside=-12.0) == "0.5"

@@ -122,7 +122,8 @@ def test_a_batch_depends_on_its_number_alone(tmp_path: Path) -> None:
 
 def test_it_makes_an_artifact_that_can_be_rebuilt(finished: Store) -> None:
     made = finished.load("vae")
-    assert made.component == {"kind": "vae", "latent": 3, "beta": 1.0, "free_nats": 0.0, "flip": False}
+    plain = {"beta": 1.0, "free_nats": 0.0, "flip": False, "norm": "none"}
+    assert made.component == {"kind": "vae", "latent": 3, **plain}
     assert made.parents == {"data": Episodes(finished.data).hash}
     assert made.facts["steps"] == 6
     module, hash_ = finished.component("vae")

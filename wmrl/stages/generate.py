@@ -207,7 +207,8 @@ def _report(index: Index, folder: Path, log: Log) -> None:
     steps, size = int(index.lengths.sum()), sum((folder / name.file).stat().st_size for name in index.names)
     mean, deviation = index.returns.mean(), index.returns.std()
     log.out(
-        f"{folder}: {len(index.seeds)} episodes, {steps:,} steps, return {told(mean)} +- {told(deviation)}, "
+        f"{folder}: {len(index.seeds)} episodes, {steps:,} steps, "
+        f"return {told(mean, deviation)} +- {told(deviation, mean)}, "
         f"{size / 1e6:,.1f} MB ({size / (steps + len(index.seeds)):,.0f} bytes a frame)"
     )
     log.result({"data": str(folder), "episodes": len(index.seeds), "steps": steps, "bytes": size, "return_mean": mean})

@@ -52,7 +52,7 @@ class Checks:
         found = summary(played.returns)
         row = {"eval/return_mean": found.mean, "eval/return_iqm": found.iqm, "eval/return_std": found.std}
         row |= {"eval/ci_low": found.low, "eval/ci_high": found.high}
-        words = f"return {told(found.mean)} +- {told(found.std)} on {count} validation episodes"
+        words = f"return {told(found.mean, found.std)} +- {told(found.std, found.mean)} on {count} validation episodes"
         return {**row, "eval/episodic_length": float(played.lengths.mean())}, words
 
     def curve(self) -> list[dict[str, float]]:

@@ -103,6 +103,6 @@ def _table(scores: dict[int, Score]) -> str:
         table.add_column(head, justify="left" if head == "protocol" else "right", no_wrap=True)
     for step, score in scores.items():
         s = score.summary()
-        numbers = [told(s.mean), told(s.std), f"{told(s.low)} to {told(s.high)}", told(s.iqm)]
-        table.add_row(f"{step:,}", score.protocol.id, str(s.episodes), *numbers)
+        mean, std, low, high, iqm = (told(x, max(-s.least, s.most)) for x in (s.mean, s.std, s.low, s.high, s.iqm))
+        table.add_row(f"{step:,}", score.protocol.id, str(s.episodes), mean, std, f"{low} to {high}", iqm)
     return table_text(table)

@@ -37,7 +37,8 @@ class Check:
     @property
     def words(self) -> str:
         """Mean and deviation for people."""
-        return f"{told(self.mean)} +- {told(self.returns.std())}"
+        std = float(self.returns.std())
+        return f"{told(self.mean, std)} +- {told(std, self.mean)}"
 
     def metrics(self, name: str, mean: str = "_mean") -> dict[str, float]:
         """The returns under `<name>_...`; the mean is called `<name><mean>`."""
