@@ -1,4 +1,7 @@
-"""Row r: memory, and the time of a batch, of a replay of a million steps of 64 x 64 pictures."""
+"""Row r: memory, and the time of a batch, of a replay of a million steps of 64 x 64 pictures.
+
+Memory that other rows have freed is used again and not counted: `--only r` says what it takes.
+"""
 
 import time
 from collections import namedtuple
