@@ -48,6 +48,14 @@ class Summary:
         """The same as a dict, for JSON."""
         return asdict(self)
 
+    def words(self) -> list[str]:
+        """Mean, deviation, interval of the mean, IQM, least and most, for a row of a table."""
+        mean, std, low, high, iqm, least, most = (
+            told(x, max(-self.least, self.most))
+            for x in (self.mean, self.std, self.low, self.high, self.iqm, self.least, self.most)
+        )
+        return [mean, std, f"{low} to {high}", iqm, least, most]
+
 
 def told(value: float, beside: float = 0.0) -> str:
     """A return for people: 737.7, but 0.94 if none `beside` it is larger: in some games all returns lie below 1."""

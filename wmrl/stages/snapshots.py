@@ -14,7 +14,6 @@ from wmrl.pipeline import Pipeline
 from wmrl.run import Run
 from wmrl.stages.subject import moved
 from wmrl.stages.test_controller import TestOptions, played
-from wmrl.stats import told
 from wmrl.stdout import table_text
 from wmrl.store import Store
 
@@ -103,6 +102,5 @@ def _table(scores: dict[int, Score]) -> str:
         table.add_column(head, justify="left" if head == "protocol" else "right", no_wrap=True)
     for step, score in scores.items():
         s = score.summary()
-        mean, std, low, high, iqm = (told(x, max(-s.least, s.most)) for x in (s.mean, s.std, s.low, s.high, s.iqm))
-        table.add_row(f"{step:,}", score.protocol.id, str(s.episodes), mean, std, f"{low} to {high}", iqm)
+        table.add_row(f"{step:,}", score.protocol.id, str(s.episodes), *s.words()[:4])
     return table_text(table)

@@ -266,11 +266,8 @@ def _table(rows: Sequence[Row]) -> str:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         s, name = row.score.summary(), row.score.protocol.id
-        mean, std, low, high, iqm, least, most = (
-            told(x, max(-s.least, s.most)) for x in (s.mean, s.std, s.low, s.high, s.iqm, s.least, s.most)
-        )
         star = "" if row.comparable else " *"
-        table.add_row(row.name, name + star, str(s.episodes), mean, std, f"{low} to {high}", iqm, least, most)
+        table.add_row(row.name, name + star, str(s.episodes), *s.words())
     lines = [table_text(table)]
     lines += _survival(rows)
     if not all(row.comparable for row in rows):
